@@ -24,7 +24,7 @@ from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.cluster import Cluster
 
 LINES, WIDTH, ROUNDS, QUICK_ROUNDS = 1_000_000, 63, 3, 1
-RATE, DELAYS = 100, 1000
+RATE, DELAYS = 200, 1000
 WALL_BAR, CPU_BAR, MEMORY_BAR_MIB, DELAY_BAR = 1.0, 1.2, 80, 1.2
 NAMESPACE, PRINTED, PRINTING = "follow", "printed", "printing"
 LIBRARY, LAUNCHER, KUBECTL, STERN = "launcher.podlogs", "python -m launcher logs", "kubectl logs", "stern"
@@ -141,19 +141,20 @@ def _delays(cluster: Cluster, rounds: int) -> dict[str, list[list[float]]]:
 
 def _delays_of(command: Sequence[str]) -> list[float]:
     delays: list[float] = []
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=quiet, bufsize=0, env=_environ()) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, env=_environ()) as process:
         assert process.stdout is not None
-        start = time.time()
-        while len(delays) < DELAYS:
-            block = process.stdout.read(1 << 16)
-            arrival = time.time()
-            for line in block.splitlines():
-                stamp = timestamp_ns(line)
-                # Ignore lines from the start of the reader: they do not show its delay.
-                if stamp is not None and stamp / 1e9 > start + 2:
-                    delays.append(arrival - stamp / 1e9)
-        process.terminate()
+        try:
+            start = time.time()
+            while len(delays) < DELAYS and (block := process.stdout.read(1 << 16)):
+                arrival = time.time()
+                for line in block.splitlines():
+                    stamp = timestamp_ns(line)
+                    # Ignore lines from the start of the reader: they do not show its delay.
+                    if stamp is not None and stamp / 1e9 > start + 2:
+                        delays.append(arrival - stamp / 1e9)
+        finally:
+            process.kill()
+    assert len(delays) >= DELAYS, f"{command} has ended before the log"
     return delays
 
 

@@ -24,9 +24,9 @@ from pydantic import TypeAdapter
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import report
-from benchmarks.report import Bar, Benchmark, Figure, NotMeasuredError, Series
-from tests.npu.machine import build, environment
+from benchmarks import peers, report
+from benchmarks.report import Bar, Benchmark, Figure, Series
+from tests.npu.machine import environment
 from trainer.data.loader import ImageBatch, to_device
 from trainer.data.sampler import plan_epoch
 from trainer.devices.device import open_device
@@ -92,10 +92,7 @@ def measure(quick: bool) -> list[Figure]:
     Raises:
         NotMeasuredError: there is no compiler for the emulated NPU.
     """
-    try:
-        build()
-    except RuntimeError as error:
-        raise NotMeasuredError(str(error)) from error
+    peers.need_emulated_npus()
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.npu_host_work", "on-npus", *["--quick"] * quick],
         # A new process, so that torch_npu is loaded with torch: autograd counts the devices at the first backward pass.

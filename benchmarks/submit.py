@@ -7,6 +7,7 @@ measures this way too.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -81,11 +82,9 @@ def _measure(cluster: Cluster, folder: Path, rounds: int) -> dict[str, list[floa
         )
         manifest.write_bytes(rendered.stdout)
         kubectl = f"{cluster.program} --namespace {NAMESPACE}"
-        waits = "; ".join(
-            f"{kubectl} wait --for={condition} pod --selector=pnas/job={name}" for condition in conditions.split()
-        )
-        script = [f"{kubectl} apply -f {manifest}", waits, f"until {kubectl} logs -f job/{name}; do :; done"]
-        return _first_line(["sh", "-c", "; ".join(filter(None, script))], environ)
+        waits = (f"{kubectl} wait --for={condition} pod --selector=pnas/job={name}" for condition in conditions.split())
+        script = [f"{kubectl} apply -f {manifest}", *waits, f"until {kubectl} logs -f job/{name}; do :; done"]
+        return _first_line(["sh", "-c", " && ".join(script)], environ)
 
     def by_waiting(name: str) -> float:
         return by_kubectl(name, "create condition=Ready")
@@ -105,15 +104,27 @@ def _measure(cluster: Cluster, folder: Path, rounds: int) -> dict[str, list[floa
 
 
 def _first_line(command: Sequence[str], environ: Mapping[str, str]) -> float:
+    """Return the seconds until the command prints the job's first line, and end it.
+
+    Raises:
+        RuntimeError: it ended without that line; the message is its last words.
+    """
     start = time.perf_counter()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, text=True, start_new_session=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, env=environ, text=True, start_new_session=True
+        ) as process,
+    ):
         assert process.stdout is not None
-        next(line for line in process.stdout if line.startswith("[rank 0"))
-        seconds = time.perf_counter() - start
-        os.killpg(process.pid, 9)
-    return seconds
+        try:
+            for line in process.stdout:
+                if line.startswith("[rank 0"):
+                    return time.perf_counter() - start
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # kubectl is a child of the shell
+        errors.seek(0)
+        raise RuntimeError(f"{command}: no line of the job: {(errors.read().splitlines() or [''])[-1]}")
 
 
 BENCHMARK = Benchmark(

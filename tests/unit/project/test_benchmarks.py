@@ -5,18 +5,20 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import report
+from benchmarks import peers, report
+from benchmarks.__main__ import Outcome
 from benchmarks.report import Bar, Benchmark, Figure, NotMeasuredError, Result, ResultError, Series
 from docs import performance
 from docs.__main__ import main as generate
 
+MAKEFILE = (report.ROOT / "Makefile").read_text(encoding="utf-8")
 SLOW = Figure("a step", "s", Series("ours", [0.9, 0.8, 4.0]), Series("timm", [1.0, 1.0, 4.0]), Bar(0.80))
 """Its ratios are 0.9, 0.8 and 1.0: the third turn was on a busy machine."""
 GOOD = Figure("a rate", "images/s", Series("ours", [1200]), Series("torchvision", [400]), Bar(2, "at least"))
@@ -174,42 +176,78 @@ def test_every_benchmark_is_listed() -> None:
     benchmarks = {name for name, text in modules.items() if "\nBENCHMARK = " in text}
     assert sorted((*command.ALL, *command.LONG)) == sorted(benchmarks)
     assert set(command.QUICK) < benchmarks
+    assert set(peers.NEEDS) < benchmarks
     assert all(f'\n    name="{name}",\n' in modules[name] for name in benchmarks)
 
 
-@pytest.mark.parametrize(
-    ("words", "modules"),
-    [
-        ([], [*(f"benchmarks.{name}" for name in command.ALL), "docs"]),
-        (["--quick"], [f"benchmarks.{name}" for name in command.QUICK]),
-    ],
-)
+@pytest.mark.parametrize(("words", "limits"), [([], command.ALL), (["--quick"], command.QUICK)])
 def test_a_failure_stops_no_other_benchmark_and_is_named(
     words: list[str],
-    modules: list[str],
+    limits: Mapping[str, int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    codes = {"benchmarks.model_step": 3, "benchmarks.startup": 1, "benchmarks.data_pipeline": 4}
-    runs: list[tuple[str, ...]] = []
+    outcomes = {
+        "benchmarks.model_step": Outcome(3, 254, "round 7 of 7"),
+        "benchmarks.startup": Outcome(1, 9.6, "OSError: no space"),
+        "benchmarks.npu_host_work": Outcome(130, 51, "round 2 of 8", 50),
+        "benchmarks.data_pipeline": Outcome(4, 1, "not measured: data_pipeline: it needs a disk"),
+    }
+    runs: list[tuple[Any, ...]] = []
 
-    def run_module(module: str, *arguments: str) -> int:
-        runs.append((module, *arguments))
-        return codes.get(module, 0)
+    def run_module(module: str, *arguments: str, limit_s: int | None = None) -> Outcome:
+        runs.append((module, *arguments, limit_s))
+        return outcomes.get(module, Outcome(0, 12))
 
     monkeypatch.setattr(command, "_run_module", run_module)
     assert command.main(words) == 1
-    assert runs == [(module, *words) for module in modules]
-    where = "output/bench-quick" if words else "benchmarks/results"
-    assert capsys.readouterr().err.splitlines() == [
-        f"results: {where}",
-        "model_step: a bar is missed",
-        "startup: failed with exit code 1",
-        "data_pipeline: not measured",
+    assert runs == [
+        ("benchmarks.peers", *limits, None),
+        *((f"benchmarks.{name}", *words, limit_s) for name, limit_s in limits.items()),
+        *([] if words else [("docs", None)]),
     ]
-    codes.clear()
-    codes["benchmarks.data_pipeline"] = 4
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == f"results: {'output/bench-quick' if words else 'benchmarks/results'}"
+    assert len(lines) == len(limits) + 1
+    assert lines[:5] == [
+        "step_counts        12 s  measured",
+        "model_step        254 s  measured: a bar is missed",
+        "npu_host_work      51 s  failed: not done after 50 s: round 2 of 8",
+        "startup            10 s  failed with exit code 1: OSError: no space",
+        "data_pipeline       1 s  not measured: data_pipeline: it needs a disk",
+    ]
+    outcomes = {"benchmarks.data_pipeline": Outcome(4)}
     assert command.main(words) == 0
+
+
+def test_the_limits_together_are_the_time_that_the_commands_promise() -> None:
+    promised = {target: int(minutes) for target, minutes in re.findall(r"(bench.*?):.*\((\d+) minutes", MAKEFILE)}
+    assert {"bench": sum(command.ALL.values()) / 60, "bench-quick": sum(command.QUICK.values()) / 60} == promised
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "words"),
+    [
+        ("sys.stderr.write('half of it\\n'); sys.exit('no disk\\x1b[2J')", 1, "no disk\\x1b[2J"),
+        ("sys.stderr.write('\\rround 1\\rround 2'); os.kill(os.getpid(), 9)", -9, "round 2"),
+        ("pass", 0, ""),
+    ],
+)
+def test_a_process_that_fails_leaves_its_reason(
+    program: str, code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    (tmp_path / "program.py").write_text(f"import os, sys; {program}")
+    outcome = command._run_module("program")
+    assert (outcome.code, outcome.last_words, outcome.limit_s) == (code, words, None)
+
+
+def test_a_process_is_stopped_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    (tmp_path / "program.py").write_text("import signal; signal.pause()")
+    outcome = command._run_module("program", limit_s=1)
+    assert outcome.code != 0
+    assert str(outcome) == "failed: not done after 1 s: "
 
 
 def test_ctrl_c_ends_the_command_and_generates_the_page(
@@ -217,16 +255,17 @@ def test_ctrl_c_ends_the_command_and_generates_the_page(
 ) -> None:
     runs: list[str] = []
 
-    def run_module(module: str) -> int:
+    def run_module(module: str, *_: str, limit_s: int | None = None) -> Outcome:
         runs.append(module)
-        if len(runs) == 2:
+        if len(runs) == 3:
             raise KeyboardInterrupt
-        return 0
+        return Outcome(0)
 
     monkeypatch.setattr(command, "_run_module", run_module)
+    first, second = list(command.ALL)[:2]
     assert command.main([]) == 130
-    assert runs == [*(f"benchmarks.{name}" for name in command.ALL[:2]), "docs"]
-    assert f"stopped; finished: {command.ALL[0]}\n" in capsys.readouterr().err
+    assert runs == ["benchmarks.peers", f"benchmarks.{first}", f"benchmarks.{second}", "docs"]
+    assert f"stopped; finished: {first}\n" in capsys.readouterr().err
 
 
 def test_a_result_names_no_machine(folders: Path) -> None:
