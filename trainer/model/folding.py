@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.model.layers import FactorizedReduction, Projection, Separable
+from trainer.model.onednn import has_onednn
 from trainer.model.pnasnet import PNASNet5
 
 
@@ -60,7 +61,7 @@ class PackedConv2d(nn.Module):
         """Convolve (N, C, H, W), by the same operators as torch's own compiler after it has frozen a network."""
         conv = self.convolution
         y: Tensor
-        if not _has_onednn(x):
+        if x.requires_grad or not has_onednn(x):  # oneDNN's own operators know no gradients
             y = conv(x)
             return y
         padding, stride, dilation, groups = conv.padding, conv.stride, conv.dilation, conv.groups
@@ -78,19 +79,6 @@ class PackedConv2d(nn.Module):
         self._packed = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
-
-
-def _has_onednn(x: Tensor) -> bool:
-    """Return whether oneDNN's own operators, which know neither gradients nor autocast, do the same for this map."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype is torch.float32
-        and not x.requires_grad
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    )
 
 
 def _fold(owner: nn.Module, name: str, *convolutions: nn.Module) -> None:

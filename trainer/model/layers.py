@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor, nn
 
+from trainer.model.onednn import depthwise, takes_strips
+
 Padding = Literal["exact", "seed"]
 PADDINGS: tuple[Padding, ...] = get_args(Padding)
 
@@ -97,6 +99,8 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Conv2d
         """Convolve; at an even side start two pixels early and drop the first line, which moves the grid by one."""
+        if self.stride == (1, 1) and takes_strips(input, self.weight):
+            return depthwise(input, self.weight)
         rows, columns = ((side + 1) % 2 * self.shifts_even_sides for side in input.shape[2:])
         half = self.kernel_size[0] // 2
         y = F.conv2d(input, self.weight, None, self.stride, (half + rows, half + columns), groups=self.groups)
