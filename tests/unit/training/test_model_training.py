@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainer.model.aux_head import AuxHead
 from trainer.model.cell import DROPPED, GENOTYPE, Cell
-from trainer.model.pnasnet import LARGE, MOBILE, TINY, PNASNet5, build_model
+from trainer.model.pnasnet import LARGE, MOBILE, TINY, PNASNet5, Scale, build_model
 from trainer.shared.config import TrainConfig
 
 SIZES = [(16, 16), (17, 18), (32, 32), (33, 48), (64, 35)]
@@ -210,11 +210,11 @@ def test_gradients_keep_the_layout_through_the_whole_network(layout: torch.memor
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("side", [32, 16])
-def test_a_parameters_gradient_has_its_strides(layout: torch.memory_format, side: int) -> None:
+@pytest.mark.parametrize(("scale", "side"), [(TINY, 32), (TINY, 16), (MOBILE, 64)])
+def test_a_parameters_gradient_has_its_strides(layout: torch.memory_format, scale: Scale, side: int) -> None:
     # Else DistributedDataParallel copies each gradient. Images of 16 pixels end in maps of one pixel, which only their
     # strides tell apart.
-    model = PNASNet5(TINY, 10, "tf").to(memory_format=layout)
+    model = PNASNet5(scale, 10, "tf").to(memory_format=layout)
     logits, aux_logits = model(torch.randn(4, 3, side, side).to(memory_format=layout))
     (logits + aux_logits).square().mean().backward()
     other = [
