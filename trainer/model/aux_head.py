@@ -11,7 +11,7 @@ from typing import Literal
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor, nn
 
-from trainer.model.layers import batch_norm, pointwise
+from trainer.model.layers import PointwiseConv2d, batch_norm
 
 AuxKind = Literal["seed", "tf"]
 
@@ -29,7 +29,7 @@ class AuxHead(nn.Module):
         # Numbered as in the seed, whose ReLUs and pool are members too: its checkpoints fit.
         self.features = nn.ModuleDict(
             {
-                "2": pointwise(in_channels, CHANNELS[0]),
+                "2": PointwiseConv2d(in_channels, CHANNELS[0]),
                 "3": batch_norm(CHANNELS[0]),
                 "5": nn.Conv2d(*CHANNELS, pooled, bias=False),
                 "6": batch_norm(CHANNELS[1]),

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from trainer.model.layers import FactorizedReduction, Projection, Separable
+from trainer.model.layers import FactorizedReduction, PointwiseConv2d, Projection, Separable
 from trainer.model.onednn import has_onednn
 from trainer.model.pnasnet import PNASNet5
 
@@ -41,7 +41,7 @@ def folded(network: PNASNet5) -> PNASNet5:
     _fold(result.conv_0, "bn", result.conv_0[0])
     for module in list(result.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Conv2d:  # the other classes choose their padding by the map
+            if isinstance(child, PointwiseConv2d) or type(child) is nn.Conv2d:  # others pad by the map
                 module.add_module(name, PackedConv2d(child))
     return result
 

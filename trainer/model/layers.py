@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor, nn
 
-from trainer.model.onednn import depthwise, takes_strips
+from trainer.model.onednn import depthwise, pointwise_dilation, takes_strips
 
 Padding = Literal["exact", "seed"]
 PADDINGS: tuple[Padding, ...] = get_args(Padding)
@@ -49,9 +49,16 @@ def batch_norm(channels: int) -> BatchNorm2d:
     return BatchNorm2d(channels, eps=BATCH_NORM_EPS)
 
 
-def pointwise(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """Return a 1x1 convolution without bias."""
-    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+class PointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution of stride 1 or 2: (N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride))."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, 1, stride, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Conv2d
+        """Convolve, by the faster kernel of a CPU."""
+        dilation = pointwise_dilation(input, self.weight)
+        return F.conv2d(input, self.weight, self.bias, self.stride, dilation=dilation)
 
 
 class EvenPixelConv2d(nn.Conv2d):
@@ -73,7 +80,7 @@ def even_pixels(in_channels: int, out_channels: int) -> nn.Conv2d:
     # PyTorch's CPU backward of a strided 1x1 convolution of fewer channels than a vector register holds writes past
     # its buffer in channels-last layout (2.9.0 and 2.14.1; on AVX-512 below 16, aborts within a few calls).
     narrow = in_channels < 16
-    return EvenPixelConv2d(in_channels, out_channels) if narrow else pointwise(in_channels, out_channels, 2)
+    return EvenPixelConv2d(in_channels, out_channels) if narrow else PointwiseConv2d(in_channels, out_channels, 2)
 
 
 class OddPixelConv2d(nn.Conv2d):
@@ -151,7 +158,9 @@ class Projection(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = even_pixels(in_channels, out_channels) if stride == 2 else pointwise(in_channels, out_channels)
+        self.conv = (
+            even_pixels(in_channels, out_channels) if stride == 2 else PointwiseConv2d(in_channels, out_channels)
+        )
         self.bn = batch_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,6 +196,6 @@ def _depthwise_pointwise(
     return nn.Sequential(
         OrderedDict[str, nn.Module](
             depthwise_conv2d=DepthwiseConv2d(in_channels, kernel, stride, padding),
-            pointwise_conv2d=pointwise(in_channels, out_channels),
+            pointwise_conv2d=PointwiseConv2d(in_channels, out_channels),
         )
     )

@@ -1,9 +1,14 @@
-"""oneDNN, torch's library of convolutions on a CPU: where it can be called directly, and a gradient that it has slowly.
+"""oneDNN, torch's library of convolutions on a CPU: where it can be called directly, and two gaps in what it does.
 
-oneDNN 3.12 (torch 2.14.1) has a depthwise kernel for the gradient of weights of at most three columns; it computes a
-wider one as a dense convolution of 16 channels, which is 16 times the work. The columns of the gradient are separate
-sums, so that a wide one can be computed in strips: 5x5 and 7x7 take a third to a fifth of the time, and the sums are
-the same in another order (`python -m benchmarks.model_step`).
+Wide depthwise weights: oneDNN 3.12 (torch 2.14.1) has a depthwise kernel for the gradient of weights of at most three
+columns; it computes a wider one as a dense convolution of 16 channels, which is 16 times the work. The columns of the
+gradient are separate sums, so that a wide one can be computed in strips: 5x5 and 7x7 take a third to a fifth of the
+time, and the sums are the same in another order.
+
+One thread: with one thread and fewer than 16 images, torch gives a 1x1 convolution to a matrix product instead, which
+takes twice the time. It asks only oneDNN if the convolution is dilated, and a dilation of one pixel moves nothing.
+
+`python -m benchmarks.model_step` measures both.
 """
 
 from typing import Any
@@ -16,33 +21,48 @@ from torch.autograd.function import once_differentiable
 STRIPS = {5: (3, 2), 7: (2, 3, 2)}
 """Columns of each strip by the width of the weight. A strip of three in the middle reads the map without a copy."""
 FEWEST_CHANNELS = 48
-"""Below it, more operators cost more than the kernel saves."""
+"""Of a map that is worth strips; below it, more operators cost more than the kernel saves."""
+FEWEST_POINTWISE = 24
+"""Channels in and out of a 1x1 convolution in which oneDNN is faster than the matrix product."""
+FEWEST_IMAGES = 16
+"""From which torch asks oneDNN also with one thread (ConvParams::use_mkldnn in its Convolution.cpp)."""
 
 
 def has_onednn(x: Tensor) -> bool:
     """Return whether oneDNN computes the convolutions of this map, on a CPU where its kernels were measured."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
         and x.dtype is torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     )
 
 
+def pointwise_dilation(x: Tensor, weight: Tensor) -> int:
+    """Return the dilation with which a 1x1 convolution of this map trains fastest; each gives the same function."""
+    if not has_onednn(x) or not _trains(weight):
+        return 1
+    skipped = torch.get_num_threads() == 1 and x.shape[0] < FEWEST_IMAGES
+    return 2 if skipped and min(weight.shape[:2]) >= FEWEST_POINTWISE else 1
+
+
 def takes_strips(x: Tensor, weight: Tensor) -> bool:
     """Return whether `depthwise` is faster for this map than torch's own convolution, whose gradient it splits."""
     return (
-        weight.requires_grad
-        and torch.is_grad_enabled()
+        has_onednn(x)
+        and _trains(weight)
         and weight.shape[-1] in STRIPS
         and x.shape[1] >= FEWEST_CHANNELS
         and x.shape[3] >= weight.shape[-1]
-        and has_onednn(x)
         and torch.backends.cpu.get_cpu_capability() == "AVX512"  # with AVX2, strips of 5x5 gain nothing
         and x.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def _trains(weight: Tensor) -> bool:
+    return weight.requires_grad and torch.is_grad_enabled()
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:

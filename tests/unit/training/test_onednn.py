@@ -1,4 +1,4 @@
-"""The gradient of wide depthwise weights, computed in strips on a CPU: the same sums, by oneDNN's depthwise kernel."""
+"""Convolutions that oneDNN computes fast only if they are asked for in another way: the same values, by its kernels."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch pro
 from torch import Tensor
 
 from trainer.model import onednn
-from trainer.model.layers import DepthwiseConv2d
+from trainer.model.layers import DepthwiseConv2d, PointwiseConv2d
 
 CHANNELS = onednn.FEWEST_CHANNELS
 
@@ -73,16 +73,42 @@ def test_only_maps_that_gain_are_split(
     assert not onednn.takes_strips(x.double(), layer.weight.double())
 
 
-def test_onednn_computes_each_strip_by_its_depthwise_kernel() -> None:
+@pytest.mark.parametrize(
+    ("threads", "images", "channels", "dilation"),
+    [(1, 2, 24, 2), (2, 2, 24, 1), (1, 16, 24, 1), (1, 2, 23, 1)],
+)
+def test_a_1x1_convolution_is_dilated_only_where_torch_would_not_ask_onednn(
+    monkeypatch: pytest.MonkeyPatch, threads: int, images: int, channels: int, dilation: int
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x = torch.randn(images, channels, 5, 5).to(memory_format=torch.channels_last)
+    layer = PointwiseConv2d(channels, 30)
+    assert onednn.pointwise_dilation(x, layer.weight) == dilation
+    torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight))
+    with torch.no_grad():
+        assert onednn.pointwise_dilation(x, layer.weight) == 1
+
+
+def test_onednn_computes_what_torch_would_not_have_asked_it_for() -> None:
     program = """
 import torch
 from trainer.model import onednn
-x = torch.randn(2, 64, 9, 9).to(memory_format=torch.channels_last)
+from trainer.model.layers import PointwiseConv2d
+torch.set_num_threads(1)
+x = torch.randn(2, 64, 9, 9).to(memory_format=torch.channels_last).requires_grad_()
+PointwiseConv2d(64, 64)(x).sum().backward()
+print("strips")
 for kernel in onednn.STRIPS:
     onednn.depthwise(x, torch.randn(64, 1, kernel, kernel, requires_grad=True)).sum().backward()
 """
     environ = os.environ | {"ONEDNN_VERBOSE": "profile_exec"}
     output = subprocess.run([sys.executable, "-c", program], env=environ, check=True, capture_output=True, text=True)
-    kernels = [line for line in output.stdout.splitlines() if ",backward_weights," in line]
-    assert len(kernels) == sum(map(len, onednn.STRIPS.values()))
-    assert all(",jit_dw:" in line for line in kernels), output.stdout
+    pointwise, strips = (
+        [line for line in part.splitlines() if ",exec,cpu,convolution," in line]
+        for part in output.stdout.split("strips\n")
+    )
+    assert len(pointwise) == 3, output.stdout  # forward, and the gradients of map and weight
+    of_weights = [line for line in strips if ",backward_weights," in line]
+    assert len(of_weights) == sum(map(len, onednn.STRIPS.values()))
+    assert all(",jit_dw:" in line for line in of_weights), output.stdout
