@@ -21,6 +21,7 @@ from trainer.environment.facts import Facts, read_facts
 from trainer.proof.catalogue import choose_checks
 from trainer.proof.check import Result
 from trainer.proof.check_process import Folders
+from trainer.proof.places import NodeDevices
 from trainer.proof.report import Proof, describe_result, make_proof, proof_text, proven_checks
 from trainer.proof.runner import run_checks
 from trainer.proof.tune import TUNED, plan_tuning, run_tuning
@@ -95,7 +96,8 @@ def prove(
 
     started_at = time.time()
     with _hang_up_as_stop():
-        stop = run_checks(visible_.kind, devices, checks, Folders(proof_scratch(), output), report)
+        own = NodeDevices(visible_.kind, devices, ids=dict(enumerate(visible_.ids)))
+        stop = run_checks(own, checks, Folders(proof_scratch(), output), report)
         if tuning is not None and stop is None:
             opening = {check.name for check in checks if check.opens}
             closed = [one.place for one in results if one.check in opening and one.outcome.verdict != "passed"]

@@ -1,7 +1,6 @@
 """Run a program to its end, for a limited time; a signal to this process ends the program and its children at once."""
 
 import contextlib
-import os
 import select
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from types import TracebackType
 
 import psutil
 
+from trainer.proof.process_tree import kill_tree
 from trainer.supervisor.signals import STOPS, SignalInbox
 
 _END_S = 20.0
@@ -80,12 +80,6 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
     """Kill a program that still runs, and wait for its children, each of which has its own session."""
     if process.poll() is not None:
         return
-    children = psutil.Process(process.pid).children(recursive=True)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    psutil.wait_procs(children, timeout=_END_S)
+    psutil.wait_procs(kill_tree(process), timeout=_END_S)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_END_S)

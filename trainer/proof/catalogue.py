@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 
-from trainer.proof.check import EVERY_KIND, ProofCheck
+from trainer.proof.check import EVERY_KIND, ProofCheck, Scope
 from trainer.proof.comparison import compare_links, compare_models, compare_rates
 from trainer.shared.errors import UsageError
 from trainer.topology.visible import DeviceKind
@@ -18,6 +18,10 @@ for the first step of a 910A without binary kernels.
 
 def _of_node(name: str, about: str, function: str, *kinds: DeviceKind) -> ProofCheck:
     return ProofCheck(name, about, "node", f"trainer.proof.node:{function}", limit_s=60.0, kinds=kinds or EVERY_KIND)
+
+
+def _of_runs(name: str, about: str, function: str, limit_s: float, scope: Scope = "device") -> ProofCheck:
+    return ProofCheck(name, about, scope, f"trainer.proof.promises:{function}", limit_s, starts_runs=True)
 
 
 CHECKS: tuple[ProofCheck, ...] = (
@@ -97,6 +101,14 @@ CHECKS: tuple[ProofCheck, ...] = (
         compare=compare_rates,
         is_timed=True,
     ),
+    # The last one that uses the device itself: apex changes torch.
+    ProofCheck(
+        "o2-apex",
+        "O2 by apex gives the losses of O2 without it",
+        "device",
+        "trainer.proof.apex:prove_o2_apex",
+        limit_s=_OPERATORS_S,
+    ),
     ProofCheck(
         "link-speed",
         "two devices exchange sums as fast as other pairs",
@@ -120,83 +132,32 @@ CHECKS: tuple[ProofCheck, ...] = (
         "trainer.proof.collectives:prove_all_reduce_speed",
         limit_s=_OPERATORS_S,
     ),
-    # After the collectives: new processes begin here, and free HCCL's ports for the runs that they start.
-    ProofCheck(
-        "fp32-losses",
-        "the first losses in fp32 are the CPU's",
-        "device",
-        "trainer.proof.promises:prove_fp32_losses",
-        limit_s=_RUN_S,
-    ),
-    ProofCheck(
-        "fp16-losses",
-        "the first losses in fp16 are near the CPU's in fp32",
-        "device",
-        "trainer.proof.promises:prove_fp16_losses",
-        limit_s=_RUN_S,
-    ),
-    ProofCheck(
-        "bf16-losses",
-        "the first losses in bf16 are near the CPU's in fp32",
-        "device",
-        "trainer.proof.promises:prove_bf16_losses",
-        limit_s=_RUN_S,
-    ),
-    ProofCheck(
+    # After the collectives, whose processes have freed HCCL's ports for these runs.
+    _of_runs("fp32-losses", "the first losses in fp32 are the CPU's", "prove_fp32_losses", _RUN_S),
+    _of_runs("fp16-losses", "the first losses in fp16 are near the CPU's in fp32", "prove_fp16_losses", _RUN_S),
+    _of_runs("bf16-losses", "the first losses in bf16 are near the CPU's in fp32", "prove_bf16_losses", _RUN_S),
+    _of_runs(
         "o2-losses",
         "the first losses in O2, by apex or without it, are near the CPU's in fp32",
-        "device",
-        "trainer.proof.promises:prove_o2_losses",
-        limit_s=_RUN_S,
+        "prove_o2_losses",
+        _RUN_S,
     ),
-    ProofCheck(
-        "o2-apex",
-        "O2 by apex gives the losses of O2 without it",
-        "device",
-        "trainer.proof.promises:prove_o2_apex",
-        limit_s=_RUN_S,
-    ),
-    ProofCheck(
-        "skipped-step",
-        "steps that overflow in fp16 are left out",
-        "device",
-        "trainer.proof.promises:prove_skipped_step",
-        limit_s=_RUN_S,
-    ),
-    ProofCheck(
-        "kill-and-resume",
-        "a killed run resumes bit for bit",
-        "device",
-        "trainer.proof.promises:prove_kill_and_resume",
-        limit_s=_RUNS_S,
-    ),
-    ProofCheck(
+    _of_runs("skipped-step", "steps that overflow in fp16 are left out", "prove_skipped_step", _RUN_S),
+    _of_runs("kill-and-resume", "a killed run resumes bit for bit", "prove_kill_and_resume", _RUNS_S),
+    _of_runs(
         "stop-and-resume",
         "SIGTERM ends a run in time, with code 75, and it resumes bit for bit",
-        "device",
-        "trainer.proof.promises:prove_stop_and_resume",
-        limit_s=_RUNS_S,
+        "prove_stop_and_resume",
+        _RUNS_S,
     ),
-    ProofCheck(
-        "captured-step",
-        "captured steps give the bits of eager ones",
-        "device",
-        "trainer.proof.promises:prove_captured_step",
-        limit_s=_RUNS_S,
-    ),
-    ProofCheck(
-        "cann-log",
-        "CANN's log is in the run's folder",
-        "device",
-        "trainer.proof.promises:prove_cann_log",
-        limit_s=_RUN_S,
-    ),
-    ProofCheck(
+    _of_runs("captured-step", "captured steps give the bits of eager ones", "prove_captured_step", _RUNS_S),
+    _of_runs("cann-log", "CANN's log is in the run's folder", "prove_cann_log", _RUN_S),
+    _of_runs(
         "data-parallel",
         "all devices together take the steps that one would take",
-        "all",
-        "trainer.proof.promises:prove_data_parallel",
-        limit_s=_RUN_S,
+        "prove_data_parallel",
+        _RUN_S,
+        scope="all",
     ),
 )
 

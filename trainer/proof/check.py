@@ -47,6 +47,9 @@ class ProofCheck:
     kinds: tuple[DeviceKind, ...] = EVERY_KIND
     opens: bool = False
     """Whether it opens the device: where it has not passed, the other checks of the device are not tried."""
+    starts_runs: bool = False
+    """Whether it starts the trainer, which opens the device: its own process, and none before it, must hold the device,
+    which can be for one process at a time (CUDA's compute mode EXCLUSIVE_PROCESS)."""
     compare: "Callable[[Sequence[Result]], list[Result]] | None" = None
     """Returns the results of all places, those as failed that do not fit the others; None: each stands by itself."""
     is_timed: bool = False

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from trainer.devices.runtime_env import HCCL_CONNECT, HCCL_CONNECT_TIMEOUT_S, KERNEL_CACHE
 from trainer.proof.check import CheckOutcome, CheckPlace, ProofCheck
+from trainer.proof.process_tree import kill_tree
 from trainer.shared.container import usable_processors
 from trainer.shared.start import module_command
 
@@ -128,14 +127,8 @@ class CheckProcess:
 
     def kill(self) -> None:
         """Kill the process and its children, also children that have left its session."""
-        if self._process.poll() is None:
-            self.was_killed = True
-            with contextlib.suppress(psutil.Error):
-                for child in psutil.Process(self._process.pid).children(recursive=True):
-                    with contextlib.suppress(psutil.Error):
-                        child.kill()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.was_killed = self.was_killed or self._process.poll() is None
+        kill_tree(self._process)
 
     def end(self) -> None:
         """Kill it, wait some seconds at most, and release everything."""

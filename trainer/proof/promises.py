@@ -1,39 +1,29 @@
 """Checks of what training promises on a device: its losses, its bits after a kill, its ways to compute, its end.
 
-Each runs the trainer itself, as `small_runs` starts it; only apex's O2, which hides the other one, is used directly.
+Each runs the trainer itself, as `small_runs` starts it, and opens no device.
 """
 
 import importlib.util
 import math
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-
-from trainer.model.pnasnet import build_model
 from trainer.proof.check import CheckOutcome, Context
-from trainer.proof.device import opened
-from trainer.proof.sample_images import CLASSES
+from trainer.proof.process_tree import kill_tree
 from trainer.proof.small_runs import (
     SMALL_RUN,
+    RefusedOptionError,
     RunFigures,
     SmallRun,
     finished_run,
-    kill_all,
     require,
     run_trainer,
 )
 from trainer.records.folder import evidence_folder
-from trainer.shared.config import TrainConfig
 from trainer.shared.errors import RESUMABLE
-from trainer.training.optimizer import make_optimizer
-from trainer.training.precision.apex_o2 import ApexO2
-from trainer.training.precision.master_weights import NativeO2
-from trainer.training.precision.precision import Precision
 
 ORDER_BOUNDS = (1e-5, 1e-4, 1e-3)
 """Relative, of the losses in fp32: each step makes what the one before it left larger. Two orders of additions on one
@@ -42,9 +32,9 @@ MULTIPLIER_BOUNDS = (2e-3, 5e-3, 1e-2)
 """Relative, in fp32 with multipliers that round their operands to 11 bits: on a CPU, fp16 changes the losses by 4e-5,
 5e-5 and 8e-4."""
 ROUNDING_BOUNDS = (3e-2, 1e-1, 2e-1)
-"""Relative, with operands of 8 to 11 bits and _FAST_LR: on a CPU, bf16 and fp16 change the losses by up to 3e-3, 2e-2
+"""Relative, with operands of 8 to 11 bits and FAST_LR: on a CPU, bf16 and fp16 change the losses by up to 3e-3, 2e-2
 and 4e-2 (two seeds). Without its update, the second loss differs by 0.4, and the third by 0.6."""
-_FAST_LR = 0.1
+FAST_LR = 0.1
 """At a smaller rate, a missing or wrong update changes the losses by less than such operands do."""
 _GRACE_S = 30.0
 _MOST_DEVICES = 16
@@ -74,32 +64,17 @@ def prove_fp16_losses(context: Context) -> CheckOutcome:
 
 def prove_bf16_losses(context: Context) -> CheckOutcome:
     """Compare losses in bf16 with the CPU's in fp32."""
-    runtime, _ = opened(context.place)
-    if not runtime.has_bf16():
-        return _impossible(f"{runtime.name()} has no bfloat16")
-    return _near_rounded_cpu(context, "operands of 8 bits", precision="bf16")
+    return _unless_refused(
+        "--precision bf16", lambda: _near_rounded_cpu(context, "operands of 8 bits", precision="bf16")
+    )
 
 
 def prove_o2_losses(context: Context) -> CheckOutcome:
     """Compare losses in O2, by apex if it is installed, with the CPU's in fp32."""
     if context.place.kind == "cpu":
         return _impossible("O2 is not for a CPU")
-    by = "O2 by apex" if _has_apex() else "O2 without apex"
+    by = "O2 by apex" if has_apex() else "O2 without apex"
     return _near_rounded_cpu(context, f"operands of 11 bits, {by}", precision="O2", loss_scale=128)
-
-
-def prove_o2_apex(context: Context) -> CheckOutcome:
-    """Compare losses in O2 by apex with those in O2 without it."""
-    if context.place.kind != "npu":
-        return _impossible("apex for Ascend is for NPUs")
-    if not _has_apex():
-        return _impossible("apex is not installed; o2-losses checks O2 without it")
-    runtime, _ = opened(context.place)
-    context.mark("O2 without apex")
-    native = _o2_losses(context, NativeO2(runtime, 128.0))
-    context.mark("O2 by apex")
-    apex = _o2_losses(context, ApexO2(runtime, 128.0))
-    return _within(apex, native, ROUNDING_BOUNDS, "O2 without apex")
 
 
 def prove_skipped_step(context: Context) -> CheckOutcome:
@@ -120,7 +95,7 @@ def prove_skipped_step(context: Context) -> CheckOutcome:
 def prove_kill_and_resume(context: Context) -> CheckOutcome:
     """Kill a run at its first checkpoint, resume it, and compare with an undisturbed one bit for bit."""
     context.mark("a run that is killed")
-    killed = run_trainer(context, "killed", at="] checkpoint step=", act=kill_all, **_WHOLE)
+    killed = run_trainer(context, "killed", at="] checkpoint step=", act=kill_tree, **_WHOLE)
     return _resumed(context, require(killed, -signal.SIGKILL))
 
 
@@ -145,19 +120,18 @@ def prove_stop_and_resume(context: Context) -> CheckOutcome:
 
 def prove_captured_step(context: Context) -> CheckOutcome:
     """Compare a run with captured steps with an eager one bit for bit."""
-    runtime, _ = opened(context.place)
-    obstacle = "a CPU has no graphs" if context.place.kind == "cpu" else runtime.graph_obstacle()
-    if obstacle is None and context.place.kind == "npu" and _has_apex():
-        obstacle = "apex's O2 reads each overflow on the host"
-    if obstacle is not None:
-        return _impossible(obstacle)
-    eager = finished_run(context, **_WHOLE)
+    if context.place.kind == "cpu":
+        return _impossible("a CPU has no graphs")
+    return _unless_refused("--graph on", lambda: _compare_captured(context))
+
+
+def _compare_captured(context: Context) -> CheckOutcome:
     context.mark("a run with captured steps")
     captured = require(run_trainer(context, "captured", **_WHOLE | {"graph": "on"}))
     refused = [line for line in captured.output.splitlines() if "cannot capture the step" in line]
     if refused:
         return CheckOutcome("failed", refused[0], "the device captures the step", "leave --graph off")
-    return _same_bits(eager, captured, "the eager run's", "leave --graph off")
+    return _same_bits(finished_run(context, **_WHOLE), captured, "the eager run's", "leave --graph off")
 
 
 def prove_data_parallel(context: Context) -> CheckOutcome:
@@ -173,7 +147,7 @@ def prove_data_parallel(context: Context) -> CheckOutcome:
     own = {"precision": "fp32", "dropout": 0.0, "batch_size": 4}
     single = finished_run(context, **own, accumulate=count)
     parallel = finished_run(context, **own, npus=count)
-    return _within(parallel.losses, single.losses, ORDER_BOUNDS, f"one device with --accumulate {count}")
+    return within(parallel.losses, single.losses, ORDER_BOUNDS, f"one device with --accumulate {count}")
 
 
 def prove_cann_log(context: Context) -> CheckOutcome:
@@ -196,25 +170,26 @@ def prove_cann_log(context: Context) -> CheckOutcome:
 
 def _near_rounded_cpu(context: Context, reason: str, **options: Any) -> CheckOutcome:
     """Compare a run's losses with the CPU's in fp32, at a rate at which each update shows."""
-    return _near_cpu(context, ROUNDING_BOUNDS, reason, lr=_FAST_LR, **options)
+    return _near_cpu(context, ROUNDING_BOUNDS, reason, lr=FAST_LR, **options)
 
 
 def _near_cpu(
     context: Context, bounds: tuple[float, ...], reason: str, *, lr: float = SMALL_RUN["lr"], **options: Any
 ) -> CheckOutcome:
     """Compare a run's losses with the CPU's in fp32."""
-    expected = finished_run(context, **_REFERENCE, lr=lr).losses
     losses = finished_run(context, dropout=0.0, lr=lr, **options).losses
-    return _within(losses, expected, bounds, f"this machine's CPU in fp32; {reason}")
+    expected = finished_run(context, **_REFERENCE, lr=lr).losses
+    return within(losses, expected, bounds, f"this machine's CPU in fp32; {reason}")
 
 
 def _differences(losses: tuple[float, ...], expected: tuple[float, ...]) -> list[float]:
     return [abs(loss - other) / abs(other) for loss, other in zip(losses, expected, strict=True)]
 
 
-def _within(
+def within(
     losses: tuple[float, ...], expected: tuple[float, ...], bounds: tuple[float, ...], source: str
 ) -> CheckOutcome:
+    """Return whether losses differ from the ones of `source` by at most the bound of each step."""
     differences = _differences(losses, expected)
     measured = f"losses differ by {_list(differences)}"
     bound = f"at most {_list(bounds)} of {source}"
@@ -259,32 +234,23 @@ def _same_bits(expected: RunFigures, run: SmallRun, whose: str, advice: str) -> 
     return CheckOutcome("failed", f"not {whose} bits: {place}", "the same bits", advice)
 
 
+def _unless_refused(option: str, compare: Callable[[], CheckOutcome]) -> CheckOutcome:
+    """Return the outcome of a comparison, which means nothing where the trainer refuses its option on the device.
+
+    The run opens the device and says so; this process must not, since a device can be for one process at a time.
+    """
+    try:
+        return compare()
+    except RefusedOptionError as error:
+        if error.option != option:
+            raise
+        return _impossible(error.reason)
+
+
 def _impossible(reason: str) -> CheckOutcome:
     return CheckOutcome("impossible", reason)
 
 
-def _has_apex() -> bool:
+def has_apex() -> bool:
+    """Return whether apex is installed."""
     return importlib.util.find_spec("apex") is not None
-
-
-def _o2_losses(context: Context, precision: Precision) -> tuple[float, ...]:
-    """Return the losses of some steps on one batch."""
-    _, device = opened(context.place)
-    small = {field: SMALL_RUN[field] for field in ("model", "aux")}
-    config = TrainConfig.model_validate({**small, "lr": _FAST_LR, "dropout": 0.0})
-    torch.manual_seed(0)
-    side, count = SMALL_RUN["image_size"], SMALL_RUN["batch_size"]
-    images, labels = torch.rand(count, 3, side, side).to(device), (torch.arange(count) % CLASSES).to(device)
-    network = build_model(config, CLASSES).to(device).train()
-    optimizer = make_optimizer(network, config, device=context.place.kind, library=precision.optimizer_library)
-    model = precision.prepare(network, optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    losses = []
-    for _ in range(SMALL_RUN["steps"]):
-        optimizer.zero_grad()
-        with precision.forward():
-            loss = F.cross_entropy(model(images), labels)
-        precision.backward(loss, optimizer)
-        precision.step(optimizer, parameters, clip_norm=0.0, loss=loss)
-        losses.append(float(loss))
-    return tuple(losses)

@@ -12,20 +12,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from trainer.proof.check import STOPPED_WHILE, WAITING, CheckOutcome, CheckPlace, ProofCheck, Result, Scope
+from trainer.proof.check import STOPPED_WHILE, WAITING, CheckOutcome, CheckPlace, ProofCheck, Result
 from trainer.proof.check_process import CheckProcess, Folders
 from trainer.proof.comparison import best_rates
+from trainer.proof.places import NodeDevices, obstacle_to, obstacle_to_collectives, places_of
 from trainer.supervisor.signals import STOPS, SignalInbox
 from trainer.topology.ports import free_port
-from trainer.topology.visible import DeviceKind
 
-_RING = 4
-"""Devices next to each other with equal links: on an Atlas 800 the NPUs 0 to 3 and 4 to 7 are two rings, between which
-HCCL connects no pair, or a slower one (HCCL's constraints)."""
 _TURNS = 3
 """How often a place that stands out is measured again, unless its rates then fit the others'."""
 _PEERS_S = 5.0
 """How long the other processes of a place get after the first has died or failed: they say what they miss."""
+_END_S = 10.0
+"""How long processes that have done their checks get to end by themselves, so that the driver frees their devices: the
+next processes open the same ones."""
 
 
 class PlaceRun:
@@ -43,8 +43,10 @@ class PlaceRun:
         self.place = place
         self.closed = ""
         """Why the device does not open; empty if it does, or if no check has tried it."""
+        self.model = ""
+        """What the device calls itself, once it has opened."""
         self.deadline = 0.0
-        """When the check that runs must have ended, in seconds of time.monotonic."""
+        """When the check that runs, or after the last one the processes, must have ended; of time.monotonic."""
         self._queue = list(checks)
         self._folders, self._sharing = folders, processes
         self._processes: list[CheckProcess] = []
@@ -54,8 +56,8 @@ class PlaceRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is a result of each check."""
-        return not self._queue
+        """Whether there is a result of each check, and its processes have ended."""
+        return not self._queue and not self._processes
 
     @property
     def descriptors(self) -> set[int]:
@@ -74,13 +76,16 @@ class PlaceRun:
                 return
             yield from self._conclude(self._queue.pop(0), outcome, now)
             self._begin(now)
-        self.end()
+        running = [process.read() for process in self._processes]
+        if now >= self.deadline or not any(running):
+            self.end()
 
     def stop(self) -> Iterator[Result]:
         """Kill the processes, and yield the result of the check that they have not finished."""
+        processes = self._processes
         self.end()
-        if self._processes and self._queue:
-            outcome = CheckOutcome("unfinished", f"{STOPPED_WHILE} {_doings(self._processes)}")
+        if processes and self._queue:
+            outcome = CheckOutcome("unfinished", f"{STOPPED_WHILE} {_doings(processes)}")
             yield Result(self._queue[0].name, self.place.name, outcome, time.monotonic() - self._begun_at)
 
     def kill(self) -> None:
@@ -89,15 +94,15 @@ class PlaceRun:
             process.kill()
 
     def end(self) -> None:
-        """Kill the processes, and wait until they have ended, a bounded time."""
+        """Kill the processes that still run, wait until they have ended, a bounded time, and forget them."""
         self.kill()
         for process in self._processes:
             process.end()
+        self._processes = []
 
     def _begin(self, now: float) -> None:
-        """Give the first check in the queue its time."""
-        if self._queue:
-            self._begun_at, self.deadline = now, now + self._queue[0].limit_s
+        """Give the first check in the queue its time; without a check, the processes for their end."""
+        self._begun_at, self.deadline = now, now + (self._queue[0].limit_s if self._queue else _END_S)
 
     def _outcome_of(self, check: ProofCheck, now: float) -> CheckOutcome | None:
         """Return the outcome of the check that runs; None if the processes still can finish it."""
@@ -115,10 +120,9 @@ class PlaceRun:
         ended = _combine(self._processes, check) if len(done) == len(outcomes) or (failed and not died) else None
         if ended is not None and not (failed and len(outcomes) > 1):
             return ended
-        self.end()
-        outcome = ended or _unfinished(self._processes, check)
-        self._processes = []  # the process group of a place may wait for ever after a failure
-        return outcome
+        processes = self._processes
+        self.end()  # the process group of a place may wait for ever after a failure
+        return ended or _unfinished(processes, check)
 
     def _conclude(self, check: ProofCheck, outcome: CheckOutcome, now: float) -> Iterator[Result]:
         """Yield the result of a check that has ended; if it does not open the device, of all others too."""
@@ -129,8 +133,9 @@ class PlaceRun:
             self.closed = f"{self.place.name} does not open{again}: {outcome.measured}"
             yield from impossible(self._queue, self.place, self.closed)
             self._queue.clear()
+            self.end()
         elif check.opens:
-            self._gate = check
+            self._gate, self.model = check, outcome.measured
         elif self._gate is not None and self._queue and not self._processes:
             self._queue.insert(0, self._gate)
 
@@ -197,47 +202,55 @@ def _by_device(words: Mapping[CheckProcess, str]) -> str:
 
 
 def run_checks(
-    kind: DeviceKind,
-    devices: Sequence[int],
-    checks: Sequence[ProofCheck],
-    folders: Folders,
-    report: Callable[[Result], None],
-    *,
-    node: int | None = None,
+    devices: NodeDevices, checks: Sequence[ProofCheck], folders: Folders, report: Callable[[Result], None]
 ) -> int | None:
     """Run the checks in their order, a group with the same scope at all places at once.
 
     Args:
-        kind: Of the devices.
-        devices: torch's numbers of the devices that take part.
-        checks: For this kind of device.
+        devices: The ones that take part.
+        checks: For their kind of device.
         folders: For files of checks.
         report: Called with each result as soon as there is one.
-        node: This node's number in a job of several nodes.
 
     Returns:
         The signal that has ended the checks early; None if all have run.
     """
-    opened = list(devices)
+    whole = devices.place(devices.numbers)
     with _signals() as inbox, _scratch(folders):
-        for scope, group in itertools.groupby(checks, key=lambda check: check.scope):
+        for (scope, _), group in itertools.groupby(checks, key=lambda check: (check.scope, check.starts_runs)):
             of_scope = list(group)
-            turns = places_of(scope, kind, opened, node)
+            turns = places_of(scope, devices)
             if not turns:
-                reason = f"{2 if scope == 'pair' else 1} of the devices must open"
-                for result in impossible(of_scope, CheckPlace(kind, tuple(devices), 0, 0, node=node), reason):
+                for result in impossible(of_scope, whole, obstacle_to(scope, devices)):
                     report(result)
             run = _ScopeRun(turns, of_scope, folders, inbox, report)
             if stop := run.run():
                 return stop
-            opened = [device for device in opened if (device,) not in run.closed]
+            opened = [number for number in devices.numbers if (number,) not in run.closed]
+            devices = replace(devices, numbers=opened, model=run.model or devices.model)
     return None
 
 
 def run_check_at(
-    place: CheckPlace, check: ProofCheck, folders: Folders, report: Callable[[Result], None]
+    place: CheckPlace, check: ProofCheck, folders: Folders, report: Callable[[Result], None], *, model: str
 ) -> int | None:
-    """Run a check at a place of several nodes, by the processes of this one; return the signal that has ended it."""
+    """Run a check at a place of several nodes, by the processes of this one; return the signal that has ended it.
+
+    Args:
+        place: With this node's number.
+        check: Of the scope `all`.
+        folders: For files of checks.
+        report: Called with the result.
+        model: The name that the devices of this node give themselves.
+    """
+    nodes = [
+        NodeDevices(place.kind, [device for _, device in group], node, model=model)
+        for node, group in itertools.groupby(zip(place.nodes, place.devices, strict=True), key=lambda pair: pair[0])
+    ]
+    if reason := obstacle_to_collectives(*nodes):
+        for result in impossible([check], place, reason):
+            report(result)
+        return None
     with _signals() as inbox, _scratch(folders):
         return _run([PlaceRun(place, [check], folders, len(place.own_ranks))], inbox, report)
 
@@ -264,6 +277,8 @@ class _ScopeRun:
     ) -> None:
         self.closed: set[tuple[int, ...]] = set()
         """The places whose device does not open."""
+        self.model = ""
+        """What a device that has opened calls itself; empty if no check has opened one."""
         self._turns, self._checks, self._folders, self._inbox, self._report = turns, checks, folders, inbox, report
         self._places = sum(map(len, turns))
         self._sharing = max((sum(len(place.devices) or 1 for place in places) for places in turns), default=1)
@@ -327,6 +342,7 @@ class _ScopeRun:
             runs = [PlaceRun(place, checks, self._folders, self._sharing) for place in places]
             stop = _run(runs, self._inbox, take)
             self.closed |= {run.place.devices for run in runs if run.closed}
+            self.model = next((run.model for run in runs if run.model), self.model)
             if stop:
                 return stop
         return None
@@ -334,43 +350,6 @@ class _ScopeRun:
 
 def _compare(check: ProofCheck, results: Sequence[Result]) -> list[Result]:
     return list(results) if check.compare is None else check.compare(results)
-
-
-def places_of(
-    scope: Scope, kind: DeviceKind, devices: Sequence[int], node: int | None = None
-) -> list[list[CheckPlace]]:
-    """Return the places of a scope: all places of an inner list are used at once, one list after the other.
-
-    Pairs come in two pairings, so that a device that is slow with two different partners is the slow one. Both are of
-    neighbours in a ring of four: links between rings are of another kind, and not to be compared with these.
-    """
-    if scope == "node":
-        groups: list[list[Sequence[int]]] = [[()]]
-    elif scope == "device":
-        groups = [[(device,) for device in devices]]
-    elif scope == "all":
-        groups = [[devices]] if devices else []
-    else:
-        groups = [[pair for ring in _rings(devices) for pair in _neighbours(ring, shift)] for shift in (0, 1)]
-    return [[CheckPlace(kind, tuple(group), 0, 0, node=node) for group in turn] for turn in groups if turn]
-
-
-def _rings(devices: Sequence[int]) -> list[list[int]]:
-    """Return the devices in the rings of their numbers; one without another in its ring joins the ring next to it."""
-    rings: list[list[int]] = []
-    for _, ring in itertools.groupby(devices, key=lambda device: device // _RING):
-        members = list(ring)
-        if rings and 1 in (len(rings[-1]), len(members)):
-            rings[-1] += members
-        else:
-            rings.append(members)
-    return rings
-
-
-def _neighbours(ring: Sequence[int], shift: int) -> list[tuple[int, int]]:
-    """Return pairs of a ring that begin with another device; two devices are one pair only."""
-    order = [] if shift and len(ring) < 3 else [*ring[shift:], *ring[:shift]]
-    return list(zip(order[::2], order[1::2], strict=False))
 
 
 def _run(runs: Sequence[PlaceRun], inbox: SignalInbox, report: Callable[[Result], None]) -> int | None:

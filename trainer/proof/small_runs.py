@@ -4,11 +4,11 @@ A run is a separate process, as a user starts it, on one device: variables of th
 table, do not reach it.
 """
 
-import contextlib
 import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from trainer.checkpoint.manifest import STATE_FILE
 from trainer.checkpoint.reading import list_checkpoints
 from trainer.proof.check import CheckPlace, Context
 from trainer.proof.sample_images import write_images
 from trainer.proof.timed_run import cause
 from trainer.shared.config.layers import flag_name
-from trainer.shared.errors import TrainerError
+from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.runs import CHECKPOINTS_FOLDER
 from trainer.shared.start import module_command
 from trainer.topology.visible import FOLDER_VARIABLE, VISIBLE_VARIABLES
@@ -41,6 +39,9 @@ _JOB_VARIABLES = frozenset(
         *("MINDX_TASK_ID", "ASCEND_PROCESS_LOG_PATH", "ASCEND_WORK_PATH"),
     }
 )
+
+_REFUSAL = re.compile(r"\] error (?P<option>--[a-z-]+ \w+): (?P<reason>.*): .*")
+"""How a trainer refuses an option; the last words say what to do."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def run_trainer(
     name: str,
     *,
     at: str = "",
-    act: Callable[["subprocess.Popen[str]"], None] = lambda process: None,
+    act: Callable[["subprocess.Popen[str]"], object] = lambda process: None,
     environ: Mapping[str, str] | None = None,
     **options: Any,
 ) -> SmallRun:
@@ -137,24 +138,29 @@ def run_trainer(
     return SmallRun(process.returncode, "".join(lines), context.folder / name, ended - acted if acted else 0.0)
 
 
+class RefusedOptionError(TrainerError):
+    """The trainer refuses an option on this device."""
+
+    def __init__(self, option: str, reason: str) -> None:
+        super().__init__(f"{option}: {reason}")
+        self.option = option
+        """As on the command line, such as `--precision bf16`."""
+        self.reason = reason
+
+
 def require(run: SmallRun, code: int = 0) -> SmallRun:
     """Return the run if it ended with this code.
 
     Raises:
+        RefusedOptionError: it did not, because of an option.
         TrainerError: it did not; with the cause that it gives.
     """
     if run.code != code:
+        if run.code == UsageError.exit_code and (refusal := _REFUSAL.search(run.output)):
+            raise RefusedOptionError(refusal["option"], refusal["reason"])
         reason = cause(run.output, run.code, run.folder.parent)
         raise TrainerError(f"the run {run.folder.name}, which must end with {code}, ended with {reason}")
     return run
-
-
-def kill_all(process: "subprocess.Popen[str]") -> None:
-    """Send SIGKILL to a trainer and to its workers."""
-    trainer = psutil.Process(process.pid)
-    for one in (*trainer.children(recursive=True), trainer):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
 
 
 def run_environment(place: CheckPlace, environ: Mapping[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from trainer.environment.facts import Facts, read_facts
 from trainer.proof.catalogue import choose_checks
 from trainer.proof.check import CheckPlace, ProofCheck, Result
 from trainer.proof.check_process import Folders
+from trainer.proof.places import NodeDevices
 from trainer.proof.report import describe_result, make_proof
 from trainer.proof.runner import run_check_at, run_checks
 from trainer.run.prove_nodes import ProofFollower, ProofLeader, ProofNodes, ProofSide
@@ -71,7 +72,8 @@ class ProofJob:
             if not place.own_ranks:
                 return None, ()
             known = len(self._results)
-            return run_check_at(place, check, folders, report), self._results[known:]
+            stop = run_check_at(place, check, folders, report, model=next(iter(self._open_models().values()), ""))
+            return stop, self._results[known:]
 
         side: ProofSide | None = None
         if self._node is not None:
@@ -89,8 +91,7 @@ class ProofJob:
         try:
             common = [check for check in self._checks if side is not None and check.scope == "all"]
             own = [check for check in self._checks if check not in common]
-            devices = [worker.local_rank for worker in self._topology.workers]
-            stop = run_checks(self._kind, devices, own, folders, report, node=self._node)
+            stop = run_checks(self._devices(), own, folders, report)
             if side is not None and stop is None:
                 stop = side.run(self._open_devices(), common, tuple(self._results))
                 self._results += side.results
@@ -101,14 +102,25 @@ class ProofJob:
             if side is not None:
                 side.close()
 
+    def _devices(self) -> NodeDevices:
+        """Return the devices of this node."""
+        workers = self._topology.workers
+        ids = {worker.local_rank: worker.device_id for worker in workers}
+        return NodeDevices(self._kind, list(ids), self._node, ids)
+
+    def _open_models(self) -> dict[str, str]:
+        """Return what each device that has opened calls itself, by its place."""
+        opening = {check.name for check in self._checks if check.opens}
+        opened = [result for result in self._results if result.check in opening and _has_passed(result)]
+        return {result.place: result.outcome.measured for result in opened}
+
     def _open_devices(self) -> dict[int, int]:
         """Return torch's number of each device that has opened, by its rank in the job."""
-        opening = {check.name for check in self._checks if check.opens}
-        places = {result.place for result in self._results if result.check in opening and _has_passed(result)}
+        models, devices = self._open_models(), self._devices()
         return {
             worker.rank: worker.local_rank
             for worker in self._topology.workers
-            if CheckPlace(self._kind, (worker.local_rank,), 0, 0, node=self._node).name in places
+            if devices.place((worker.local_rank,)).name in models
         }
 
     def _end(

@@ -1,5 +1,6 @@
 """Checks of a device for the tests of the runner: each one passes, or does what a broken device does to a process."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -11,6 +12,7 @@ from trainer.proof.check import WAITING, CheckOutcome, Context
 
 PASSED = CheckOutcome("passed", "as it should be", figures={"speed": 2.0, "nothing": float("nan")})
 FOR_EVER = "import time; time.sleep(1000)"
+_opened: list[str] = []
 
 
 def passes(_context: Context) -> CheckOutcome:
@@ -149,4 +151,23 @@ def closes_its_streams(_context: Context) -> CheckOutcome:
 
 def writes_a_file(context: Context) -> CheckOutcome:
     (context.folder / "data").write_bytes(b"1")
+    return PASSED
+
+
+def opens_an_ascend_910a(context: Context) -> CheckOutcome:
+    _opened.append(context.place.name)
+    return CheckOutcome("passed", "Ascend910A")
+
+
+def tells_what_its_process_has_opened(_context: Context) -> CheckOutcome:
+    return CheckOutcome("passed", " ".join(_opened) or "nothing")
+
+
+def frees_its_device_at_its_end(context: Context) -> CheckOutcome:
+    atexit.register((context.output / f"{context.place.name} is free").touch)
+    return PASSED
+
+
+def hangs_at_its_end(_context: Context) -> CheckOutcome:
+    atexit.register(time.sleep, 1000)
     return PASSED

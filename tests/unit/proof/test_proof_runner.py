@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,11 @@ import pytest
 
 from tests.unit.proof import small_checks
 from trainer.proof import runner
-from trainer.proof.check import CheckFunction, CheckOutcome, ProofCheck, Result, Scope
+from trainer.proof.check import CheckFunction, CheckOutcome, CheckPlace, ProofCheck, Result, Scope
 from trainer.proof.check_process import Folders
 from trainer.proof.comparison import compare_rates
-from trainer.proof.runner import places_of, run_checks
+from trainer.proof.places import NodeDevices
+from trainer.proof.runner import run_check_at, run_checks
 from trainer.topology.visible import DeviceKind
 
 REPOSITORY = Path(__file__).parents[3]
@@ -52,9 +53,12 @@ def _is_of(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
-def run(folder: Path, *checks: ProofCheck, devices: int = 1) -> dict[tuple[str, str], CheckOutcome]:
+def run(
+    folder: Path, *checks: ProofCheck, devices: int = 1, kind: DeviceKind = "cpu"
+) -> dict[tuple[str, str], CheckOutcome]:
     results: list[Result] = []
-    assert run_checks("cpu", range(devices), checks, Folders(folder / "scratch", folder), results.append) is None
+    own = NodeDevices(kind, range(devices))
+    assert run_checks(own, checks, Folders(folder / "scratch", folder), results.append) is None
     outcomes = {(result.check, result.place): result.outcome for result in results}
     assert len(outcomes) == len(results), "one result of each check at each place"
     return outcomes
@@ -84,11 +88,8 @@ def test_processes_on_npus_share_compiled_kernels_and_wait_longer_than_a_check(
         monkeypatch.delenv(name, raising=False)
     for name, value in own.items():
         monkeypatch.setenv(name, value)
-    results: list[Result] = []
-    run_checks(
-        kind, [0], [check_of(small_checks.tells_its_variables)], Folders(tmp_path / "scratch", tmp_path), results.append
-    )
-    assert [result.outcome.measured for result in results] == [measured]
+    outcomes = run(tmp_path, check_of(small_checks.tells_its_variables), kind=kind)
+    assert [outcome.measured for outcome in outcomes.values()] == [measured]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,40 @@ def test_a_check_that_hangs_is_ended_with_its_children_and_says_what_it_did(tmp_
     advice = "run this check again; if it ends like this once more, look at dmesg"
     assert outcomes["hangs", "cpu:0"].advice == advice
     assert outcomes["writes_a_file", "cpu:0"].verdict == "passed"
+
+
+def test_processes_that_have_done_their_checks_end_by_themselves_or_after_some_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_END_S", 60.0)
+    run(tmp_path, check_of(small_checks.frees_its_device_at_its_end), devices=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu:0 is free", "cpu:1 is free"]
+    monkeypatch.setattr(runner, "_END_S", 0.5)
+    outcomes = run(tmp_path, check_of(small_checks.hangs_at_its_end), LAST)
+    assert [outcome.verdict for outcome in outcomes.values()] == ["passed"] * 2
+
+
+def test_the_process_of_checks_that_start_runs_has_not_opened_the_device(tmp_path: Path) -> None:
+    opens = check_of(small_checks.opens_an_ascend_910a, opens=True)
+    tells = check_of(small_checks.tells_what_its_process_has_opened)
+    outcomes = run(tmp_path, opens, tells)
+    assert outcomes[tells.name, "cpu:0"].measured == "cpu:0"
+    outcomes = run(tmp_path, opens, replace(tells, starts_runs=True))
+    assert outcomes[tells.name, "cpu:0"].measured == "nothing"
+
+
+def test_devices_that_hccl_does_not_connect_are_not_accused(tmp_path: Path) -> None:
+    opens = check_of(small_checks.opens_an_ascend_910a, opens=True)
+    fails = check_of(small_checks.fails, "all")
+    outcomes = run(tmp_path, opens, fails, devices=3, kind="npu")
+    assert outcomes["fails", "npu:0 npu:1 npu:2"].verdict == "impossible"
+    assert "1, 2, 4 or 8 NPUs of a server" in outcomes["fails", "npu:0 npu:1 npu:2"].measured
+    place = CheckPlace("npu", (0, 1, 0), 0, 0, node=1, nodes=(0, 0, 1))
+    results: list[Result] = []
+    assert (
+        run_check_at(place, fails, Folders(tmp_path / "scratch", tmp_path), results.append, model="Ascend910A") is None
+    )
+    assert [(result.place, result.outcome.verdict) for result in results] == [("node1/npu:0", "impossible")]
 
 
 def test_no_check_is_tried_on_a_device_that_does_not_open(tmp_path: Path) -> None:
@@ -208,27 +243,6 @@ def test_no_device_is_measured_again_whose_model_is_another_one(tmp_path: Path) 
     assert len((tmp_path / "turns").read_text().splitlines()) == 6
 
 
-@pytest.mark.parametrize(
-    ("devices", "first", "second"),
-    [
-        (range(8), [(0, 1), (2, 3), (4, 5), (6, 7)], [(1, 2), (3, 0), (5, 6), (7, 4)]),
-        (range(6), [(0, 1), (2, 3), (4, 5)], [(1, 2), (3, 0)]),
-        ([0, 1, 3, 4, 5, 6, 7], [(0, 1), (4, 5), (6, 7)], [(1, 3), (5, 6), (7, 4)]),
-        (range(5), [(0, 1), (2, 3)], [(1, 2), (3, 4)]),
-        ([0, 4], [(0, 4)], []),
-    ],
-)
-def test_each_device_meets_two_others_of_its_ring(
-    devices: Sequence[int], first: list[tuple[int, int]], second: list[tuple[int, int]]
-) -> None:
-    pairings = [[place.devices for place in turn] for turn in places_of("pair", "npu", devices)]
-    assert pairings == [turn for turn in (first, second) if turn]
-
-
-def test_a_pair_needs_two_devices() -> None:
-    assert [len(places_of("pair", "npu", range(count))) for count in (0, 1, 2, 3)] == [0, 0, 1, 2]
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_all_processes_and_keeps_the_results(number: signal.Signals, tmp_path: Path) -> None:
     results: list[Result] = []
@@ -239,7 +253,7 @@ def test_a_signal_ends_all_processes_and_keeps_the_results(number: signal.Signal
             threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
 
     checks = (OPEN, check_of(small_checks.hangs), LAST)
-    assert run_checks("cpu", range(2), checks, Folders(tmp_path / "scratch", tmp_path), report) == number
+    assert run_checks(NodeDevices("cpu", range(2)), checks, Folders(tmp_path / "scratch", tmp_path), report) == number
     first, second = results[:2], results[2:]
     assert [result.check for result in first] == ["passes", "passes"]
     assert {(result.check, result.outcome.verdict) for result in second} == {("hangs", "unfinished")}

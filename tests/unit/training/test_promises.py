@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,6 +124,26 @@ def test_a_check_names_the_difference_of_its_runs(runs: Runs, case: str) -> None
     outcome = getattr(promises, f"prove_{name}")(Context(PLACE, runs.folder, runs.folder, lambda _: None))
     assert (outcome.verdict, text in outcome.measured) == (verdict, True), outcome
     assert bool(outcome.advice) == (verdict == "failed")
+
+
+@pytest.mark.parametrize(
+    ("check", "option", "reason"),
+    [
+        ("bf16_losses", "--precision bf16", "Ascend910A has no bfloat16"),
+        ("captured_step", "--graph on", "apex's O2 reads each overflow on the host (fp16, bf16: do not)"),
+    ],
+)
+def test_what_the_trainer_refuses_on_a_device_means_nothing_there(
+    runs: Runs, check: str, option: str, reason: str
+) -> None:
+    output = f"[rank 0 npu:0 #1] error {option}: {reason}: do something else\n[node 0 #3] ended\n"
+    runs.answers = [({}, {"code": 2, "output": output})]
+    context = Context(CheckPlace("npu", (0,), 0, 0), runs.folder, runs.folder, lambda _: None)
+    outcome = getattr(promises, f"prove_{check}")(context)
+    assert (outcome.verdict, outcome.measured, len(runs.started)) == ("impossible", reason, 1)
+    runs.answers = [({}, {"code": 2, "output": output.replace(option, "--device npu")})]
+    with pytest.raises(TrainerError, match=f"^--device npu: {re.escape(reason)}$"):
+        getattr(promises, f"prove_{check}")(context)
 
 
 def test_checks_share_the_runs_that_they_compare_with(runs: Runs) -> None:

@@ -1,6 +1,9 @@
 """Devices: how many there are, and which one this process works on."""
 
+import fcntl
+import functools
 import os
+from pathlib import Path
 
 import torch
 
@@ -66,7 +69,25 @@ def current_device() -> int:
 def set_device(device: Which) -> None:
     _lazy_init()
     note_call("set_device", device=index_of(device))
+    _hold(index_of(device))
     core.set_device(index_of(device))
+
+
+@functools.cache
+def _hold(index: int) -> None:
+    """Refuse a device that another process holds, if NPU_EMULATED_EXCLUSIVE names a folder for locks.
+
+    CUDA's compute mode EXCLUSIVE_PROCESS does so; a device is held until its process ends.
+    """
+    folder = os.environ.get("NPU_EMULATED_EXCLUSIVE")
+    if folder is None:
+        return
+    visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
+    lock = os.open(Path(folder, visible.split(",")[index] if visible else str(index)), os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RuntimeError(f"npu:{index} is in use by another process") from None
 
 
 def synchronize(device: Which = None) -> None:
