@@ -55,6 +55,13 @@ def _another_pods_table(folder: Path) -> dict[str, str]:
 CONDITIONS = (
     Condition("a slow device", {"NPU_EMULATED_SLOW": "1:4"}, "matmul-speed", "npu:1", "npu:1 is slow"),
     Condition(
+        "a device that is slow when it is warm",
+        {"NPU_EMULATED_THROTTLE": "1:0.5:4"},
+        "matmul-speed",
+        "npu:1",
+        "npu:1 is slow",
+    ),
+    Condition(
         "one wrong bit in one result of a kernel in 40",
         {"NPU_EMULATED_WRONG_BIT": "1:mm:40"},
         "exact-arithmetic",

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.distributed.process_group import all_gather_object, join_process_group
+from trainer.proof.advice import ADVICE
 from trainer.proof.check import WAITING, CheckOutcome, CheckPlace, Context
 from trainer.proof.comparison import LINK, SUSTAINED
 from trainer.proof.device import opened
@@ -30,7 +31,6 @@ _CALLS_S = 1.0
 """The time for the calls of one size, unless the fewest calls take longer."""
 _LONGEST_CALL_S = 0.05
 """Buffers grow up to this time of a call, or up to the largest size."""
-_ADVICE = "look at the links of this device (hccn_tool -i N -link -g, npu-smi info -t topo), and take it out of use"
 
 
 @functools.cache
@@ -57,6 +57,7 @@ def prove_all_reduce(context: Context) -> CheckOutcome:
         return CheckOutcome("impossible", "one device has nothing to add up with")
     context.mark("joining the other devices")
     _joined(context.place)
+    advice = ADVICE[context.place.kind].links
     expected = "the sums of whole numbers, which are exact in any order"
     number = compared = 0
     for numbers in formats_of(runtime):
@@ -67,7 +68,7 @@ def prove_all_reduce(context: Context) -> CheckOutcome:
             _reduce(context, f"all-reduce {number} ({size:,} numbers in {numbers.name})", result)
             wrong = describe_sum(result.cpu(), parts, context.place.name_of)
             if wrong:
-                return CheckOutcome("failed", f"all-reduce {number} in {numbers.name}: {wrong}", expected, _ADVICE)
+                return CheckOutcome("failed", f"all-reduce {number} in {numbers.name}: {wrong}", expected, advice)
             compared += size
     figures = {"results": compared}
     return CheckOutcome("passed", f"{compared:,} sums of {number} all-reduces are right", expected, figures=figures)

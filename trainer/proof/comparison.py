@@ -8,12 +8,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from trainer.proof.advice import advice_for
 from trainer.proof.check import Result
 
 MATMUL, COPY, LINK = "matmul", "copy", "link"
 """The first words of figures that are compared."""
 SUSTAINED = "sustained"
 """In the name of a mean rate, which counts what interrupts a device, and shows one that lowers its clock under load."""
+COLD, WARM = f"{MATMUL}_cold", f"{MATMUL}_warm"
+"""The first words of rates of one product, before and after some seconds of it."""
 MEMORY = "memory_mib"
 _RATES = ("_tflops", "_gb_per_s")
 SLOWEST_LINK_GB_PER_S = 0.05
@@ -28,6 +31,8 @@ _SUSTAINED_SLOW = {MATMUL: 0.4, COPY: 0.25}
 """The same for mean rates, by the device's own time; a mean over a link is the host's time, which tells nothing."""
 _LEAST_STEADY = 0.6
 """The part of its best rate below which a device's mean excuses no lower rate."""
+_LEAST_KEPT = 0.6
+"""A chip at its limit of power loses a fifth of its clock under load, one that is too hot half of it or more."""
 _AS_SLOW = 4.0
 """How many times faster another pair of a device can be, and still be as slow as this one."""
 _SAME_MEMORY = 0.02
@@ -61,8 +66,9 @@ def compare_rates(results: Sequence[Result]) -> list[Result]:
         _failed(
             result,
             f"{slow.words}: {result.place} is slow",
-            f"at least {_SLOW[MATMUL]:.0%} of the median of the others for products, {_SLOW[COPY]:.0%} for copies",
-            "look at its temperature, its power limit and other programs on it; else take it out of use",
+            f"at least {_SLOW[MATMUL]:.0%} of the median of the others for products, {_SLOW[COPY]:.0%} for copies, and "
+            f"{_LEAST_KEPT:.0%} of the rate from before when it is warm",
+            advice_for(result.place).load,
         )
         if (slow := _slowest_rate(result, results))
         else result
@@ -78,9 +84,13 @@ def compare_links(results: Sequence[Result]) -> list[Result]:
     """
     slow = {result.place: rate for result in results if (rate := _slowest_rate(result, results) or _floor(result))}
     expected = f"at least {_SLOW[LINK]:.0%} of the median of the other pairs, and {SLOWEST_LINK_GB_PER_S} GB/s"
-    advice = "look at the links of its devices (hccn_tool -i N -link -g, npu-smi info -t topo)"
     return [
-        _failed(result, f"{slow[result.place].words}: {blame(result.place, results, slow)}", expected, advice)
+        _failed(
+            result,
+            f"{slow[result.place].words}: {blame(result.place, results, slow)}",
+            expected,
+            advice_for(result.place).links,
+        )
         if result.place in slow
         else result
         for result in results
@@ -128,8 +138,10 @@ def _is_other_size(result: Result, sizes: Sequence[float]) -> bool:
 
 
 def _slowest_rate(result: Result, results: Sequence[Result]) -> SlowRate | None:
-    """Return the rate that is the farthest below the median of the others; None if none is far below."""
+    """Return the rate that is the farthest below the median of the others, or below the one before; None if none is."""
     slow = []
+    if (kept := _kept_part(result.outcome.figures)) < _LEAST_KEPT:
+        slow.append(SlowRate(kept, f"{kept:.0%} of its rate is left when it is warm"))
     others = [other.outcome.figures for other in results if other is not result and other.outcome.verdict == "passed"]
     for name, value in result.outcome.figures.items():
         rates = [figures[name] for figures in others if name in figures]
@@ -140,6 +152,12 @@ def _slowest_rate(result: Result, results: Sequence[Result]) -> SlowRate | None:
             words = f"{name} is {value:.3g}, {value / middle:.0%} of the others' {middle:.3g}"
             slow.append(SlowRate(value / middle, words))
     return min(slow, key=lambda rate: rate.part, default=None)
+
+
+def _kept_part(figures: Mapping[str, float]) -> float:
+    """Return the rate of a warm device as a part of the one before; 1 for a device that was not warmed."""
+    cold, warm = (figures.get(f"{name}{_RATES[0]}", 1.0) for name in (COLD, WARM))
+    return warm / cold
 
 
 def _least_part(name: str, figures: Mapping[str, float]) -> float:

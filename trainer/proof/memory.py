@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from trainer.proof.advice import ADVICE
 from trainer.proof.check import CheckOutcome, Context
 from trainer.proof.device import opened
 
@@ -21,7 +22,6 @@ _PART = 4
 _ALLOCATION_S = 5.0
 """A slow device, such as a CPU, checks less memory."""
 _OTHER_WORK = 64
-_ADVICE = "take the device out of use; npu-smi info -t ecc shows what its memory has counted"
 
 
 def prove_memory(context: Context) -> CheckOutcome:
@@ -51,7 +51,7 @@ def prove_memory(context: Context) -> CheckOutcome:
                 measured = (
                     f"{covered}: {name} in block {number} at {block.data_ptr():#x}: {describe_bits(differs.cpu())}"
                 )
-                return CheckOutcome("failed", measured, expected, _ADVICE, figures)
+                return CheckOutcome("failed", measured, expected, ADVICE[context.place.kind].memory, figures)
     return CheckOutcome("passed", covered, expected, figures=figures)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from trainer.devices.device import Device
 from trainer.model.loss import main_logits
 from trainer.model.pnasnet import build_model
+from trainer.proof.advice import ADVICE
 from trainer.proof.check import CheckOutcome, Context
 from trainer.proof.device import opened
 from trainer.proof.numbers import BF16, FP16, FP32, NumberFormat
@@ -22,7 +23,7 @@ _MIXED = {"bf16": BF16, "O2": FP16}
 """By a device's default precision, the format of its mixed precision."""
 _ADVICE = (
     "a resumed run will not repeat the interrupted one bit for bit; suspect the device if the other ones repeat "
-    "their passes, else its kernels (torch.use_deterministic_algorithms)"
+    "their passes, else try other versions of {kernels}, whose kernels these are"
 )
 
 
@@ -43,7 +44,9 @@ def prove_repeatable(context: Context) -> CheckOutcome:
                     f"pass {number} in {numbers.name}: {len(differing)} of {len(first)} results are others, among them "
                     f"{differing[0]}"
                 )
-                return CheckOutcome("failed", measured, expected, _ADVICE)
+                return CheckOutcome(
+                    "failed", measured, expected, _ADVICE.format(kernels=ADVICE[context.place.kind].kernels)
+                )
     names = " and ".join(numbers.name for numbers in formats)
     return CheckOutcome("passed", f"{_PASSES} equal passes, forward and backward, in {names}", expected)
 

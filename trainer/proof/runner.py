@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from trainer.proof.advice import ADVICE
 from trainer.proof.check import STOPPED_WHILE, WAITING, CheckOutcome, CheckPlace, ProofCheck, Result
 from trainer.proof.check_process import CheckProcess, Folders
 from trainer.proof.comparison import best_rates
@@ -183,8 +184,7 @@ def _unfinished(processes: Sequence[CheckProcess], check: ProofCheck) -> CheckOu
 
 def _repeat(place: CheckPlace) -> str:
     """Return what to do about a check that did not finish."""
-    sources = "npu-smi info and dmesg" if place.kind == "npu" else "dmesg"
-    return f"run this check again; if it ends like this once more, look at {sources}"
+    return f"run this check again; if it ends like this once more, look at {ADVICE[place.kind].log}"
 
 
 def _doings(processes: Sequence[CheckProcess]) -> str:

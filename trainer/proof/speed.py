@@ -1,5 +1,8 @@
 """The rates at which a device multiplies matrices and copies memory, to compare with the other devices."""
 
+import functools
+import itertools
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -7,10 +10,11 @@ import torch
 from torch import Tensor
 
 from trainer.devices.device import Device
+from trainer.environment.facts import read_facts
 from trainer.proof.check import CheckOutcome, Context
-from trainer.proof.comparison import COPY, MATMUL, SUSTAINED
+from trainer.proof.comparison import COLD, COPY, MATMUL, SUSTAINED, WARM
 from trainer.proof.device import opened
-from trainer.proof.numbers import formats_of
+from trainer.proof.numbers import FP16, formats_of
 
 _SHORTEST_S, _LONGEST_S = 0.2e-3, 1e-3
 """The length of a measured call: longer than a launch, and less than the time after which a busy host interrupts it."""
@@ -21,25 +25,62 @@ _SIDES = tuple(128 << step for step in range(8))
 _SIZES = tuple(1 << step for step in range(20, 31, 2))
 """Bytes."""
 _EXPECTED = "what the other devices reach"
+_HEAT_S, _EMULATED_HEAT_S = 5.0, 1.0
+"""The device's time under load until a chip that is cooled badly lowers its clock; an emulated one is a CPU."""
+_MOST_HEAT_S = 20.0
+"""The host's time for it."""
 
 
 def prove_matmul_speed(context: Context) -> CheckOutcome:
-    """Measure products of square matrices in each number format, in the sizes that take about a millisecond."""
+    """Measure products of square matrices in each number format, in the sizes that take about a millisecond.
+
+    On other devices than a CPU, also repeat one of them in fp16, which is hard work for a chip, until it is warm.
+    """
     runtime, device = opened(context.place)
     figures: dict[str, float] = {}
     for numbers in formats_of(runtime):
         context.mark(f"matrix products in {numbers.name}")
-
-        def prepare(side: int, dtype: torch.dtype = numbers.dtype) -> Callable[[], object]:
-            left, right, out = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(3))
-            return lambda: torch.mm(left, right, out=out)
-
+        products = functools.partial(_product, numbers.dtype, device)
+        measured = list(_measure(_SIDES, products, runtime))
         figures |= _best_rate(
-            f"{MATMUL}_{numbers.name}",
-            "tflops",
-            ((2 * side**3 / 1e12, times) for side, times in _measure(_SIDES, prepare, runtime)),
+            f"{MATMUL}_{numbers.name}", "tflops", ((_operations(side), times) for side, times in measured)
         )
+        if numbers is FP16 and device.type != "cpu":
+            side, _ = measured[-1]
+            figures |= _heat(context, side)
     return _outcome(figures, "TFLOP/s")
+
+
+def _product(dtype: torch.dtype, device: torch.device, side: int) -> Callable[[], object]:
+    left, right, out = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(3))
+    return lambda: torch.mm(left, right, out=out)
+
+
+def _operations(side: int) -> float:
+    """Return the operations of a product, in units of 10**12."""
+    return 2 * side**3 / 1e12
+
+
+def _heat(context: Context, side: int) -> dict[str, float]:
+    """Repeat a product for some seconds; return the rates at the beginning and at the end.
+
+    Its numbers are random: equal ones switch few transistors, which takes less power.
+    """
+    runtime, device = opened(context.place)
+    seconds = _EMULATED_HEAT_S if read_facts(os.environ, npu_smi_timeout_s=None).emulated else _HEAT_S
+    context.mark(f"matrix products for {seconds:g} s")
+    left, right = (torch.rand(side, side).to(FP16.dtype).to(device) for _ in range(2))
+    out = torch.empty_like(left)
+    times, total, end = list[float](), 0.0, time.monotonic() + _MOST_HEAT_S
+    while total < seconds and time.monotonic() < end:
+        times.append(_seconds(lambda: torch.mm(left, right, out=out), runtime))
+        total += times[-1]
+    count = max(1, sum(last < _SUSTAINED_S for last in itertools.accumulate(reversed(times))))
+    cold, warm = (
+        _best_rate(name, "tflops", [(_operations(side), part)])
+        for name, part in ((COLD, times[:count]), (WARM, times[-count:]))
+    )
+    return cold | warm
 
 
 def prove_copy_speed(context: Context) -> CheckOutcome:

@@ -11,6 +11,7 @@ MATMUL = "matmul_fp16_tflops"
 SUSTAINED = "matmul_fp16_sustained_tflops"
 COPY = "copy_to_device_gb_per_s"
 LINK = "link_gb_per_s"
+HOT = {"matmul_cold_tflops": 250.0, "matmul_warm_tflops": 140.0}
 
 
 def _results(*figures: dict[str, float], places: tuple[str, ...] = ()) -> list[Result]:
@@ -50,6 +51,9 @@ def _rates(name: str, *rates: float) -> list[Result]:
         (_results({MATMUL: 250.0, SUSTAINED: 90.0}, {MATMUL: 180.0}), ["npu:1"]),
         (_rates("link_latency_us", 10.0, 50.0), []),
         (_rates("memory_mib", 10.0, 50.0), []),
+        (_rates("matmul_warm_tflops", 250.0, 180.0), ["npu:1"]),
+        (_results(HOT), ["npu:0"]),
+        (_results({**HOT, "matmul_warm_tflops": 200.0}), []),
         (_results({MATMUL: 250.0}, {}, {"matmul_bf16_tflops": 9.0}), []),
         (_results({MATMUL: 250.0, COPY: 20.0}, {MATMUL: 249.0, COPY: 2.0}), ["npu:1"]),
     ],
@@ -131,3 +135,13 @@ def test_devices_of_another_model_or_memory_are_named(models: tuple[tuple[str, f
         for number, (name, size) in enumerate(models)
     ]
     assert _failed(compare_models(results)) == other
+
+
+@pytest.mark.parametrize(
+    ("kind", "programs"), [("npu", {"hccn_tool", "npu-smi"}), ("cuda", {"nvidia-smi"}), ("cpu", set[str]())]
+)
+def test_the_advice_names_the_programs_of_the_kind_of_device(kind: str, programs: set[str]) -> None:
+    (slow,) = compare_links(_results({LINK: 0.01}, places=(f"node1/{kind}:0 node1/{kind}:1",)))
+    (hot,) = compare_rates(_results(HOT, places=(f"{kind}:7",)))
+    advice = f"{slow.outcome.advice} {hot.outcome.advice}"
+    assert {program for program in ("hccn_tool", "npu-smi", "nvidia-smi") if program in advice} == programs

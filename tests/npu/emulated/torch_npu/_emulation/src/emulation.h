@@ -33,6 +33,8 @@ struct Faults {
   int hang_rank = -1, hang_at = 0;  // NPU_EMULATED_HANG=RANK:N: this rank hangs before its N-th collective
   int lost_part_device = -1, lost_part_at = 0;  // NPU_EMULATED_LOST_PART=DEVICE:N: its N-th collective sums without its part
   int slow_device = -1, slow_factor = 1;        // NPU_EMULATED_SLOW=DEVICE:FACTOR: kernels take FACTOR times as long
+  int hot_device = -1, hot_factor = 1;  // NPU_EMULATED_THROTTLE=DEVICE:SECONDS:FACTOR: a kernel takes FACTOR times as long
+  double hot_after = 0;                 // when it has been the only one for SECONDS; any other kernel is a pause, which cools
   int forgetful_device = -1, forgets_every = 1;  // NPU_EMULATED_FORGETS=DEVICE:N: N allocations later, a bit of a block flips
   int open_device = -1;  // NPU_EMULATED_OPEN=DEVICE:hang or DEVICE:fail: the device does not open
   bool open_hangs = false;
@@ -46,14 +48,15 @@ bool reversed(DeviceIndex index);            // asked once for each sum
 int64_t memory_limit(DeviceIndex index);     // bytes; 0: none
 void spoil(const std::string& kernel, const Tensor& result, DeviceIndex index);  // `result` is the CPU's alias
 struct Slowed {  // the work of a device as long as this lives
-  explicit Slowed(DeviceIndex index);
+  explicit Slowed(DeviceIndex index, const std::string& kernel = "");
   ~Slowed();
   Slowed(const Slowed&) = delete;
   Slowed& operator=(const Slowed&) = delete;
 
  private:
-  bool slow_;
-  double start_;
+  bool hot_;
+  int factor_;
+  double start_, work_start_;
 };
 void remember_block(void* data, int64_t bytes, DeviceIndex index);
 void forget_block(void* data);

@@ -127,7 +127,7 @@ void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
         if (schema.is_mutable(c10::SchemaArgument(c10::SchemaArgType::input, i)))
           each_tensor((*stack)[first + i], [&](const Tensor& tensor) { written.push_back(tensor); });
     }
-    const Slowed slowed(device.index());
+    const Slowed slowed(device.index(), schema.name());
     op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
   }
   aliases.write_back();

@@ -70,13 +70,29 @@ Faults read_faults() {
     read.wrong_every = std::stoi(bit.parts[1]);
   }
   read.short_sum_device = planted("NPU_EMULATED_SHORT_SUM", 0).device;
+  const Planted hot = planted("NPU_EMULATED_THROTTLE", 2);
+  read.hot_device = hot.device;
+  if (hot.device >= 0) {
+    read.hot_after = std::stod(hot.parts[0]);
+    read.hot_factor = std::stoi(hot.parts[1]);
+  }
   return read;
 }
 
-double cpu_seconds() {
+double cpu_seconds(clockid_t clock = CLOCK_THREAD_CPUTIME_ID) {
   timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  clock_gettime(clock, &now);
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// The kernel that the hot device has computed last, and for how many seconds without another one; a thread's own.
+thread_local std::string hot_kernel;
+thread_local double hot_seconds = 0;
+
+int factor_of_heat(const std::string& kernel) {
+  if (kernel != hot_kernel) hot_seconds = 0;
+  hot_kernel = kernel;
+  return hot_seconds > faults().hot_after ? faults().hot_factor : 1;
 }
 
 std::mutex blocks_mutex;
@@ -114,10 +130,15 @@ void spoil(const std::string& kernel, const Tensor& result, DeviceIndex index) {
   bytes[at] ^= static_cast<unsigned char>(1 << (drawn / 8 % 8));
 }
 
-Slowed::Slowed(DeviceIndex index) : slow_(index == faults().slow_device), start_(slow_ ? cpu_seconds() : 0) {}
+Slowed::Slowed(DeviceIndex index, const std::string& kernel)
+    : hot_(index == faults().hot_device),
+      factor_(index == faults().slow_device ? faults().slow_factor : hot_ ? factor_of_heat(kernel) : 1),
+      start_(hot_ || factor_ > 1 ? cpu_seconds() : 0),
+      work_start_(hot_ ? cpu_seconds(CLOCK_PROCESS_CPUTIME_ID) : 0) {}
 Slowed::~Slowed() {
-  if (!slow_) return;
-  const double end = start_ + (cpu_seconds() - start_) * faults().slow_factor;
+  if (hot_) hot_seconds += cpu_seconds(CLOCK_PROCESS_CPUTIME_ID) - work_start_;
+  if (factor_ == 1) return;
+  const double end = start_ + (cpu_seconds() - start_) * factor_;
   while (cpu_seconds() < end) {
   }
 }
