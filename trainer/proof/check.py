@@ -101,6 +101,8 @@ class Context:
     place: CheckPlace
     folder: Path
     """For files of the check, which are deleted after it."""
+    shared: Path
+    """For files that the processes of all places share until all checks have ended."""
     output: Path
     """The folder of runs, which gets the report."""
     mark: Callable[[str], None]

@@ -53,7 +53,9 @@ def _outcome(function: str, place: CheckPlace, assignment: Mapping[str, Any], ma
     """Import and call the function `module:name`; an error that devices, files or settings raise is its outcome."""
     try:
         with tempfile.TemporaryDirectory(dir=assignment["scratch"], ignore_cleanup_errors=True) as folder:
-            outcome = load_check(function)(Context(place, Path(folder), Path(assignment["output"]), mark))
+            outcome = load_check(function)(
+                Context(place, Path(folder), Path(assignment["scratch"]), Path(assignment["output"]), mark)
+            )
     except (TrainerError, RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         outcome = CheckOutcome("failed", f"{type(error).__name__}: {reason}", "no error", "see the message")

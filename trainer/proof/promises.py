@@ -18,6 +18,7 @@ from trainer.proof.small_runs import (
     RefusedOptionError,
     RunFigures,
     SmallRun,
+    finished_cpu_run,
     finished_run,
     require,
     run_trainer,
@@ -39,7 +40,7 @@ FAST_LR = 0.1
 _GRACE_S = 30.0
 _MOST_DEVICES = 16
 """Of one run: the images are not enough for more."""
-_REFERENCE: dict[str, Any] = {"device": "cpu", "memory_format": "nchw", "precision": "fp32", "dropout": 0.0}
+_REFERENCE: dict[str, Any] = {"memory_format": "nchw", "precision": "fp32", "dropout": 0.0}
 _WHOLE: dict[str, Any] = {
     **{"epochs": 2, "steps": 12, "checkpoint_every": "3", "drop_path": 0.2, "ema": 0.9, "graph": "off"},
     **{"grace_s": _GRACE_S},
@@ -178,7 +179,7 @@ def _near_cpu(
 ) -> CheckOutcome:
     """Compare a run's losses with the CPU's in fp32."""
     losses = finished_run(context, dropout=0.0, lr=lr, **options).losses
-    expected = finished_run(context, **_REFERENCE, lr=lr).losses
+    expected = finished_cpu_run(context, **_REFERENCE, lr=lr).losses
     return within(losses, expected, bounds, f"this machine's CPU in fp32; {reason}")
 
 

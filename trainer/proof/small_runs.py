@@ -12,7 +12,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from trainer.proof.sample_images import write_images
 from trainer.proof.timed_run import cause
 from trainer.shared.config.layers import flag_name
 from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.files import exclusive, replacing
 from trainer.shared.runs import CHECKPOINTS_FOLDER
 from trainer.shared.start import module_command
 from trainer.topology.visible import FOLDER_VARIABLE, VISIBLE_VARIABLES
@@ -96,6 +97,26 @@ def finished_run(context: Context, **options: Any) -> RunFigures:
     return _FIGURES[key]
 
 
+def finished_cpu_run(context: Context, **options: Any) -> RunFigures:
+    """Return the figures of such a run on the CPU, which the first process that asks for it starts for all of them.
+
+    Raises:
+        TrainerError: the run failed.
+    """
+    options = {"device": "cpu", **options}
+    folder = context.shared / "cpu-runs"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{_words(options)}.json"
+    context.mark(f"waiting for a run with {_words(options)} of another process")
+    with exclusive(folder):
+        if not path.exists():
+            figures = asdict(finished_run(context, **options))
+            with replacing(path, sync=False) as partial:
+                partial.write_text(json.dumps(figures), encoding="utf-8")
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    return RunFigures(tuple(figures["losses"]), figures["state_sha256"])
+
+
 def run_trainer(
     context: Context,
     name: str,
@@ -112,9 +133,12 @@ def run_trainer(
         at: the first line with this text calls `act`; empty for no line.
         options: of the trainer, by their fields' names, over SMALL_RUN.
     """
-    images = context.folder / "images"
-    if not images.exists():
-        write_images(images, _IMAGES, SMALL_RUN["image_size"])
+    images = context.shared / "images"
+    with exclusive(context.shared):
+        if not images.exists():
+            partial = context.shared / "images.partial"
+            write_images(partial, _IMAGES, SMALL_RUN["image_size"])
+            partial.rename(images)
     settings = {"device": context.place.kind, **SMALL_RUN, **options}
     settings |= {"data_path": images, "output": context.folder, "run_name": name}
     words = [word for field, value in settings.items() for word in (flag_name(field), str(value))]

@@ -21,7 +21,7 @@ def passes(_context: Context) -> CheckOutcome:
 
 def tells_its_variables(context: Context) -> CheckOutcome:
     names = ("ACL_OP_COMPILER_CACHE_DIR", "HCCL_CONNECT_TIMEOUT")
-    values = [os.environ.get(name, "nothing").replace(str(context.folder.parent), "…") for name in names]
+    values = [os.environ.get(name, "nothing").replace(str(context.shared), "…") for name in names]
     return CheckOutcome("passed", " ".join(values))
 
 
@@ -47,7 +47,7 @@ def hangs(context: Context) -> CheckOutcome:
 
 def hangs_second_time(context: Context) -> CheckOutcome:
     """Open the device; hang in a second process, as a device does that a first one has left broken."""
-    tries = context.folder.parent / "tries"
+    tries = context.shared / "tries"
     tries.write_text(tries.read_text() + "." if tries.exists() else ".")
     if len(tries.read_text()) > 1:
         context.mark("opening")

@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def outcomes(folder: Path, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> dict[str, CheckOutcome]:
     """Return what each check of a node says."""
     monkeypatch.setattr(node, "_facts", lambda: facts)
-    context = Context(NPU_NODE, folder, folder / "output", lambda _mark: None)
+    context = Context(NPU_NODE, folder, folder, folder / "output", lambda _mark: None)
     checks = [check for check in CHECKS if check.scope == "node" and check.function.startswith(node.__name__)]
     return {check.name: process.load_check(check.function)(context) for check in checks}
 

@@ -121,7 +121,7 @@ CASES: dict[str, tuple[str, Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]
 @pytest.mark.parametrize("case", CASES)
 def test_a_check_names_the_difference_of_its_runs(runs: Runs, case: str) -> None:
     name, runs.answers, verdict, text = CASES[case]
-    outcome = getattr(promises, f"prove_{name}")(Context(PLACE, runs.folder, runs.folder, lambda _: None))
+    outcome = getattr(promises, f"prove_{name}")(Context(PLACE, runs.folder, runs.folder, runs.folder, lambda _: None))
     assert (outcome.verdict, text in outcome.measured) == (verdict, True), outcome
     assert bool(outcome.advice) == (verdict == "failed")
 
@@ -138,7 +138,7 @@ def test_what_the_trainer_refuses_on_a_device_means_nothing_there(
 ) -> None:
     output = f"[rank 0 npu:0 #1] error {option}: {reason}: do something else\n[node 0 #3] ended\n"
     runs.answers = [({}, {"code": 2, "output": output})]
-    context = Context(CheckPlace("npu", (0,), 0, 0), runs.folder, runs.folder, lambda _: None)
+    context = Context(CheckPlace("npu", (0,), 0, 0), runs.folder, runs.folder, runs.folder, lambda _: None)
     outcome = getattr(promises, f"prove_{check}")(context)
     assert (outcome.verdict, outcome.measured, len(runs.started)) == ("impossible", reason, 1)
     runs.answers = [({}, {"code": 2, "output": output.replace(option, "--device npu")})]
@@ -146,11 +146,16 @@ def test_what_the_trainer_refuses_on_a_device_means_nothing_there(
         getattr(promises, f"prove_{check}")(context)
 
 
-def test_checks_share_the_runs_that_they_compare_with(runs: Runs) -> None:
-    context = Context(PLACE, runs.folder, runs.folder, lambda _: None)
-    for check in (promises.prove_fp32_losses, promises.prove_fp16_losses, promises.prove_bf16_losses):
+def test_checks_share_the_runs_that_they_compare_with(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context(PLACE, runs.folder, runs.folder, runs.folder, lambda _: None)
+    checks = (promises.prove_fp32_losses, promises.prove_fp16_losses, promises.prove_bf16_losses)
+    for check in checks:
         check(context)
     assert len(runs.started) == 5  # the CPU at two rates, and one of each format
+    monkeypatch.setattr(small_runs, "_FIGURES", {})  # as in the process of another device
+    for check in checks:
+        check(context)
+    assert len(runs.started) == 8  # the other device's own
 
 
 @pytest.mark.parametrize(
@@ -161,14 +166,14 @@ def test_the_first_process_of_a_node_compares_its_devices_with_one(
     runs: Runs, rank: int, nodes: tuple[int, ...], verdict: str, started: int
 ) -> None:
     place = CheckPlace("cpu", (0, 1, 0, 1), rank, 0, node=nodes[rank] if nodes else None, nodes=nodes)
-    outcome = promises.prove_data_parallel(Context(place, runs.folder, runs.folder, lambda _: None))
+    outcome = promises.prove_data_parallel(Context(place, runs.folder, runs.folder, runs.folder, lambda _: None))
     assert (outcome.verdict, len(runs.started)) == (verdict, started)
 
 
 def test_a_run_that_fails_is_no_figure(runs: Runs) -> None:
     runs.answers = [({}, {"code": 1, "output": "[rank 0 npu:0 #2] error: no such device\n[node 0 #3] ended\n"})]
     with pytest.raises(TrainerError, match="must end with 0, ended with exit code 1: error: no such device"):
-        promises.prove_fp32_losses(Context(PLACE, runs.folder, runs.folder, lambda _: None))
+        promises.prove_fp32_losses(Context(PLACE, runs.folder, runs.folder, runs.folder, lambda _: None))
 
 
 @pytest.mark.parametrize(

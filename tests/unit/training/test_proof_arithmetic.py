@@ -39,7 +39,7 @@ def _tree(terms: list[Tensor]) -> Tensor:
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    return Context(CheckPlace("cpu", (0,), 0, 0), tmp_path, tmp_path, lambda _text: None)
+    return Context(CheckPlace("cpu", (0,), 0, 0), tmp_path, tmp_path, tmp_path, lambda _text: None)
 
 
 def _calls(operator: Operator, numbers: NumberFormat) -> Iterator[Tensor]:
