@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,8 @@ def _images() -> torch.Tensor:
 
 def _gradients(rank: int, world_size: int, folder: Path) -> None:
     network = _network()
-    parallel = data_parallel(network, torch.device("cpu"))
+    parallel: Any = data_parallel(network, torch.device("cpu"), bucket_mib=3)
+    assert parallel.bucket_bytes_cap == 3 << 20
     share = _images().chunk(world_size)[rank]
     parallel(share).square().mean().backward()
     torch.save([p.grad for p in network.parameters()], folder / f"gradients-{rank}.pt")

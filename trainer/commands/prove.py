@@ -99,12 +99,7 @@ def prove(
         own = NodeDevices(visible_.kind, devices, ids=dict(enumerate(visible_.ids)))
         stop = run_checks(own, checks, Folders(proof_scratch(), output), report)
         if tuning is not None and stop is None:
-            opening = {check.name for check in checks if check.opens}
-            closed = [one.place for one in results if one.check in opening and one.outcome.verdict != "passed"]
-            if closed:
-                _note(f"no tuning: first see to {', '.join(closed)}")
-            else:
-                stop = run_tuning(tuning, proof_scratch(), say=_note, report=report)
+            stop = run_tuning(tuning, checks, tuple(results), proof_scratch(), say=_note, report=report)
     proof = make_proof(
         visible_.kind,
         facts,

@@ -60,8 +60,11 @@ def leave_process_group(group: dist.ProcessGroup | None) -> None:
         dist.destroy_process_group()
 
 
-def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+def data_parallel(model: nn.Module, device: torch.device, *, bucket_mib: int | None = None) -> nn.Module:
     """Return `model`, wrapped so that its gradients are averaged over the ranks; unwrapped on one rank.
+
+    Gradients are exchanged in buckets of `bucket_mib` MiB during the backward pass; by torch's default in buckets of
+    25, after a first one of 1.
 
     Buffers are not broadcast at each step: ranks keep their own batch-norm statistics until `BatchStatistics.average`.
     The gradients live in the buckets except on an NPU, whose fused optimizers have another buffer for them.
@@ -72,6 +75,7 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     # torch 2.14 renamed the option and warns at the old name.
     per_step_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     options: dict[str, Any] = {per_step_buffers: False, "gradient_as_bucket_view": device.type != "npu"}
+    options["bucket_cap_mb"] = bucket_mib
     device_ids = None if device.type == "cpu" else [device.index]
     with without_garbage_collector():  # it imports torch._dynamo
         return DistributedDataParallel(model, device_ids=device_ids, **options)

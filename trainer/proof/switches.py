@@ -87,6 +87,8 @@ def switches_of(
         "workers": str(min(MOST_LOADERS, processors) if config.workers is None else config.workers),
         "threads": str(config.threads or processors),
         "graph": config.graph,
+        "compile": str(config.compile).lower(),
+        "bucket_mib": str(config.bucket_mib),
         "memory_format": "nhwc" if config.memory_format == "auto" else config.memory_format,
         "TASK_QUEUE_ENABLE": "2",
         CPU_AFFINITY: affinity or _UNBOUND,
@@ -109,7 +111,10 @@ def _known_switches(kind: DeviceKind, *, devices: int, processors: int, affinity
         yield from _NPUS
     if kind != "cpu":
         yield Switch("graph", ("on",), f"{_HOST_TIME}; a captured step is queued at once")
+    if devices > 1:
+        yield Switch("bucket_mib", ("10", "100"), "exchanges of gradients begin earlier, or are fewer")
     if kind != "npu":
+        yield Switch("compile", ("true",), "kernels that do the work of several; a start takes minutes")
         yield Switch("memory_format", ("nchw", "nhwc"), "kernels for convolutions differ by the layout of maps")
     if library := next(filter(None, map(ctypes.util.find_library, _ALLOCATORS)), None):
         yield Switch("LD_PRELOAD", (library,), "another allocator of the host's memory")

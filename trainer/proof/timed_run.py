@@ -108,24 +108,20 @@ class TimedTrainer:
     def _add_images(self) -> Refusal | None:
         count = (WARMUP_STEPS + self._steps) * self._images_per_step
         words = (str(self._folder / "images"), str(count), str(self._config.image_size))
-        return self._run([*module_command("trainer.proof.sample_images"), *words], {})
+        return self._run([*module_command("trainer.proof.sample_images"), *words], {}, self._limit_s)
 
     def _train(self, run: Path, settings: RunSettings) -> Refusal | None:
-        chosen = [
-            word
-            for name, value in settings.items()
-            if not is_environment_variable(name)
-            for word in (flag_name(name), value)
-        ]
+        chosen = [f"{flag_name(name)}={value}" for name, value in settings.items() if not is_environment_variable(name)]
         variables = {name: value for name, value in settings.items() if is_environment_variable(name)}
-        return self._run([*TRAINER_COMMAND, *self._options(run), *chosen], variables)
+        compiles = variables.get(JIT_COMPILE) == ENABLE or settings.get("compile") == "true"
+        limit_s = _FIRST_LIMIT_S if compiles else self._limit_s
+        return self._run([*TRAINER_COMMAND, *self._options(run), *chosen], variables, limit_s)
 
-    def _run(self, command: Sequence[str], variables: RunSettings) -> Refusal | None:
+    def _run(self, command: Sequence[str], variables: RunSettings, limit_s: float) -> Refusal | None:
         """Run a program to its end; return why it has failed."""
         output = self._folder / "output"
         # Files that a killed program leaves go with the folder.
         environ = {**self._environ, "TMPDIR": str(self._folder), **variables}
-        limit_s = _FIRST_LIMIT_S if variables.get(JIT_COMPILE) == ENABLE else self._limit_s
         code = self._run_command(command, environ, output, limit_s)
         if code is None:
             return Refusal(f"no end within {limit_s:.0f} s: its processes were ended")

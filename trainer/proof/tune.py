@@ -11,7 +11,7 @@ from trainer.environment.affinity import read_affinity
 from trainer.environment.facts import find_npu_smi
 from trainer.environment.npu_smi import NpuSmiProgram
 from trainer.proof.bounded_command import BoundedCommands, SignalledError
-from trainer.proof.check import CheckOutcome, CheckPlace, Result
+from trainer.proof.check import CheckOutcome, CheckPlace, ProofCheck, Result
 from trainer.proof.gains import FEWEST_ROUNDS, MOST_ROUNDS
 from trainer.proof.switches import Switch, switches_of
 from trainer.proof.timed_run import RunCommand, TimedTrainer
@@ -70,9 +70,24 @@ def plan_tuning(
 
 
 def run_tuning(
-    plan: TuningPlan, scratch: Path, *, say: Callable[[str], None], report: Callable[[Result], None]
+    plan: TuningPlan,
+    checks: Sequence[ProofCheck],
+    results: Sequence[Result],
+    scratch: Path,
+    *,
+    say: Callable[[str], None],
+    report: Callable[[Result], None],
 ) -> int | None:
-    """Try the switches in processes that a signal ends; see `tune_switches`."""
+    """Try the switches in processes that a signal ends, if all devices have opened; see `tune_switches`.
+
+    Args:
+        checks: That have run.
+        results: Of these checks.
+    """
+    opening = {check.name for check in checks if check.opens}
+    if closed := [one.place for one in results if one.check in opening and one.outcome.verdict != "passed"]:
+        say(f"no tuning: first see to {', '.join(closed)}")
+        return None
     with BoundedCommands() as commands:
         return tune_switches(plan, scratch, commands.run, say=say, report=report)
 

@@ -84,7 +84,7 @@ def profile_text(
         lines += ["", f"# {chosen[option].chosen}: {chosen[option].switch.reason}"]
         lines += [to_yaml({option: value}).strip()]
     if options:
-        flags = " ".join(f"{flag_name(option)} {value}" for option, value in options.items())
+        flags = " ".join(f"{flag_name(option)}={value}" for option, value in options.items())
         lines += [f"# The same next to another profile: {flags}"]
     if variables:
         given = " ".join(f"--env {shlex.quote(f'{name}={value}')}" for name, value in variables.items())

@@ -3,6 +3,7 @@
 The job has no workers, no attempts and no training state. Its folder gets the report, which the first node writes.
 """
 
+import itertools
 import os
 import signal
 import time
@@ -17,15 +18,22 @@ from trainer.proof.check_process import Folders
 from trainer.proof.places import NodeDevices
 from trainer.proof.report import describe_result, make_proof
 from trainer.proof.runner import run_check_at, run_checks
+from trainer.proof.small_runs import run_environment
+from trainer.proof.tune import TUNED, TuningPlan, plan_tuning, run_tuning
 from trainer.run.prove_nodes import ProofFollower, ProofLeader, ProofNodes, ProofSide
+from trainer.shared import variables
 from trainer.shared.config import TrainConfig
+from trainer.shared.config.train import OF_ONE_ATTEMPT
 from trainer.shared.container import node_name
 from trainer.shared.errors import NO_RETRY, RESUMABLE, FolderTakenError, TrainerError, UsageError
 from trainer.shared.runs import is_run_folder
 from trainer.shared.text import visible
 from trainer.supervisor import Failure, Outcome, Supervisor
-from trainer.topology import Topology
+from trainer.topology import Topology, visible_devices
 from trainer.topology.visible import DeviceKind
+
+_OF_THE_JOB = OF_ONE_ATTEMPT - {"threads", "workers"} | {"mode", "checks", "tune", "data_path", "epochs", "steps"}
+"""Settings that a timed step does not take from the job."""
 
 
 class ProofJob:
@@ -40,7 +48,8 @@ class ProofJob:
             kind: Of the devices.
 
         Raises:
-            UsageError: there is no such check, torchrun starts the processes, or the nodes have no common name.
+            UsageError: there is no such check, torchrun starts the processes, the nodes have no common name, or the
+                settings are no settings of a step.
             FolderTakenError: the folder is another run's.
         """
         if topology.source == "torchrun":
@@ -52,6 +61,7 @@ class ProofJob:
         if is_run_folder(self._folder):
             raise FolderTakenError(f"--run-name {self._folder.name}: {self._folder} has a run: choose another name")
         self._config, self._topology, self._kind = config, topology, kind
+        self._tuning = self._plan_tuning() if config.tune else None
         self._node = topology.node_rank if topology.nodes > 1 else None
         self._results: list[Result] = []
 
@@ -95,6 +105,9 @@ class ProofJob:
             if side is not None and stop is None:
                 stop = side.run(self._open_devices(), common, tuple(self._results))
                 self._results += side.results
+            if self._tuning is not None and stop is None:
+                known = tuple(self._results)
+                stop = run_tuning(self._tuning, own, known, proof_scratch(), say=supervisor.say, report=report)
             runs = None if side is not None and side.versions_differ else self._config.output
             hosts = {} if side is None else side.hosts
             return self._end(supervisor, facts, runs, hosts, started_at=started_at, stop=stop)
@@ -113,6 +126,19 @@ class ProofJob:
         opening = {check.name for check in self._checks if check.opens}
         opened = [result for result in self._results if result.check in opening and _has_passed(result)]
         return {result.place: result.outcome.measured for result in opened}
+
+    def _plan_tuning(self) -> TuningPlan:
+        """Return what to try for steps with the job's settings; the profile of an earlier attempt stays."""
+        devices = tuple(worker.local_rank for worker in self._topology.workers)
+        environ = run_environment(CheckPlace(self._kind, devices, 0, 0), os.environ) | _as_variables(self._config)
+        names = (TUNED if number == 1 else f"tuned-{number}.yaml" for number in itertools.count(1))
+        return plan_tuning(
+            visible_devices(self._kind, os.environ),
+            len(devices),
+            next(self._folder / name for name in names if not os.path.lexists(self._folder / name)),
+            environ,
+            on_cpu=self._kind == "cpu" or read_facts(os.environ).emulated,
+        )
 
     def _open_devices(self) -> dict[int, int]:
         """Return torch's number of each device that has opened, by its rank in the job."""
@@ -148,7 +174,14 @@ class ProofJob:
         if not self._node:
             stopped = None if stop is None else signal.Signals(stop).name
             proof = make_proof(
-                self._kind, facts, self._checks, self._results, hosts=hosts, started_at=started_at, stopped=stopped
+                self._kind,
+                facts,
+                self._checks,
+                self._results,
+                tuning_rows=() if self._tuning is None else self._tuning.rows,
+                hosts=hosts,
+                started_at=started_at,
+                stopped=stopped,
             )
             try:
                 path = write_proof(proof, self._folder, runs=runs)
@@ -157,6 +190,17 @@ class ProofJob:
                 code, cause = code or error.exit_code, cause or str(error)
         supervisor.end(Outcome(code, Failure(None, "", visible(cause)) if cause else None))
         return code
+
+
+def _as_variables(config: TrainConfig) -> dict[str, str]:
+    """Return the job's settings of a step, as variables of a run."""
+    fields = config.model_fields_set - _OF_THE_JOB
+    values = {field: getattr(config, field) for field in fields}
+    return {
+        variables.name_of(field): str(value).lower() if isinstance(value, bool) else str(value)
+        for field, value in values.items()
+        if value is not None
+    }
 
 
 def _has_passed(result: Result) -> bool:

@@ -87,7 +87,7 @@ def build_training(
     if config.compile:
         compile_network(prepared, device)
     begin_state(optimizer, config)
-    parallel = prepared if captured else data_parallel(prepared, device)
+    parallel = prepared if captured else data_parallel(prepared, device, bucket_mib=config.bucket_mib)
     clock = StepClock(runtime)
     if task.world_size > 1 and not captured:
         clock.mark_gradients(network)

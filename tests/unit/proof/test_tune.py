@@ -41,14 +41,15 @@ class _SimulatedTrainer:
         self.before_run: Callable[[int], int] = lambda _run: 0
         """Called with the number of the run; returns the exit code."""
         self.limits: dict[str | None, float] = {}
-        """The last limit, in seconds, of runs with each value of ACL_OP_JIT_COMPILE."""
+        """The last limit, in seconds, of runs with each value of ACL_OP_JIT_COMPILE or --compile."""
 
     def __call__(self, command: Sequence[str], environ: Mapping[str, str], output: Path, limit_s: float) -> int | None:
         if tuple(command[: len(TRAINER_COMMAND)]) != TRAINER_COMMAND:
             return 0
-        options = dict(zip(command[len(TRAINER_COMMAND) :: 2], command[len(TRAINER_COMMAND) + 1 :: 2], strict=True))
+        words = [part for word in command[len(TRAINER_COMMAND) :] for part in word.split("=")]
+        options = dict(zip(words[::2], words[1::2], strict=True))
         self.commands.append((tuple(command), environ))
-        self.limits[environ.get("ACL_OP_JIT_COMPILE")] = limit_s
+        self.limits[environ.get("ACL_OP_JIT_COMPILE") or options.get("--compile")] = limit_s
         if code := self.before_run(len(self.commands)):
             output.write_text(f"[node 0 #3] failed rank=0 {output.parent}/x: gone\x1b[31m\n[node 0 #4] ended\n")
             return code
@@ -107,7 +108,7 @@ def test_the_profile_sets_options_and_shows_variables_and_figures_as_comments(tm
         "\n"
         "# 8: chosen, 1.500 times as fast (1.500 to 1.500, 3 rounds): loaders may be too few\n"
         "workers: '8'\n"
-        "# The same next to another profile: --workers 8\n"
+        "# The same next to another profile: --workers=8\n"
         "\n"
         "# Variables are no settings of a profile; give them to each run:\n"
         "#   python -m launcher submit --profile tuned.yaml --env TASK_QUEUE_ENABLE=1\n"
@@ -131,17 +132,18 @@ def test_options_and_variables_reach_the_run_in_the_form_in_which_a_user_gives_t
     assert command[len(TRAINER_COMMAND) :][:6] == ("--device", "npu", "--npus", "2", "--nodes", "1")
     assert environ["HOME"] == SECRET
     tried = [
-        (command[-2:] if command[-2] == "--workers" else (), environ.get("TASK_QUEUE_ENABLE"))
+        (command[-1] if command[-1].startswith("--workers") else "", environ.get("TASK_QUEUE_ENABLE"))
         for command, environ in trainer.commands
     ]
-    assert (("--workers", "8"), None) in tried
-    assert (("--workers", "8"), "1") in tried
+    assert ("--workers=8", None) in tried
+    assert ("--workers=8", "1") in tried
 
 
-def test_a_run_that_compiles_its_kernels_gets_the_time_of_a_first_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "value"), [("ACL_OP_JIT_COMPILE", "enable"), ("compile", "true")])
+def test_a_run_that_compiles_its_kernels_gets_the_time_of_a_first_run(name: str, value: str, tmp_path: Path) -> None:
     trainer = _SimulatedTrainer()
-    _run(trainer, tmp_path, Switch("ACL_OP_JIT_COMPILE", ("enable",), "kernels that are compiled"))
-    assert trainer.limits == {None: 60.0, "enable": 1800.0}
+    _run(trainer, tmp_path, Switch(name, (value,), "kernels that are compiled"))
+    assert trainer.limits == {None: 60.0, value: 1800.0}
 
 
 @pytest.mark.parametrize("stopped_run", [1, 2, 4, 6, 11, 12, 24])
@@ -250,14 +252,17 @@ def test_each_kind_has_its_switches_and_no_value_is_the_present_one(kind: Device
         assert values["graph"] == ("on",)
         assert ("HCCL_OP_EXPANSION_MODE" in values) == (devices > 1)
         assert values.keys().isdisjoint({"HCCL_BUFFSIZE", "PYTORCH_NPU_ALLOC_CONF"})
+        assert "compile" not in values
     else:
         assert values["memory_format"] == ("nhwc",)
+        assert values["compile"] == ("true",)
         assert "TASK_QUEUE_ENABLE" not in values
+    assert ("bucket_mib" in values) == (devices > 1)
 
 
-def test_fifteen_switches_are_tried_on_a_node_of_npus() -> None:
+def test_sixteen_switches_are_tried_on_a_node_of_npus() -> None:
     switches = switches_of("npu", TrainConfig(), {}, devices=8, processors=24, affinity="1,npu0:0-23")
-    assert len({switch.name for switch in switches} - {"LD_PRELOAD"}) == 15  # an image can lack other allocators
+    assert len({switch.name for switch in switches} - {"LD_PRELOAD"}) == 16  # an image can lack other allocators
 
 
 def test_one_processor_has_no_numbers_of_threads_to_try() -> None:
@@ -283,30 +288,55 @@ def test_a_signal_ends_a_command_and_its_children(tmp_path: Path) -> None:
         commands.run(["sh", "-c", script], os.environ, tmp_path / "out", 600.0)
 
 
-def test_the_command_tunes_after_the_checks_and_its_rows_are_in_the_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name = small_checks.passes.__name__
-    check = ProofCheck(name, "a small check", "device", f"{small_checks.__name__}:{name}", 60.0, opens=True)
+PASSES = small_checks.passes.__name__
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> _SimulatedTrainer:
+    """Let prove have one check, which passes, and simulated runs of the trainer."""
+    check = ProofCheck(PASSES, "a small check", "device", f"{small_checks.__name__}:{PASSES}", 60.0, opens=True)
     monkeypatch.setattr(catalogue, "CHECKS", (check,))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     monkeypatch.setattr(tune, "switches_of", lambda *_arguments, **_options: SWITCHES)
     trainer = _SimulatedTrainer()
     monkeypatch.setattr(BoundedCommands, "run", lambda _self, *arguments: trainer(*arguments))
+    return trainer
+
+
+def test_the_command_tunes_after_the_checks_and_its_rows_are_in_the_report(
+    simulated: _SimulatedTrainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["prove", "--device", "cpu", "--npus", "1", "--output", str(tmp_path / "output"), "--tune"]
     assert main([*words, "--json"]) == 0
     report = one_document(capsys.readouterr().out, "Proof")
     names = [result["check"] for result in report["results"]]
     assert names == [
-        name,
+        PASSES,
         "tune-defaults",
         "tune-workers",
         "tune-TASK_QUEUE_ENABLE",
         "tune-LD_PRELOAD",
         "tune-together",
     ]
-    assert trainer.commands[0][1]["PNAS_MODEL"] == "pnasnet5mobile", "a step that a CPU can take"
+    assert simulated.commands[0][1]["PNAS_MODEL"] == "pnasnet5mobile", "a step that a CPU can take"
     assert main(words) == 2
     assert capsys.readouterr().err == (
         f"error: {tmp_path}/output/tuned.yaml: exists: move it away, or choose another --output\n"
     )
+
+
+def test_a_job_tunes_the_steps_of_its_settings_and_keeps_earlier_profiles(
+    simulated: _SimulatedTrainer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = ["--mode", "prove", "--tune", "--device", "cpu", "--output", str(tmp_path), "--run-name", "proof"]
+    for profile in ("tuned.yaml", "tuned-2.yaml"):
+        assert main([*job, "--batch-size", "4", "--nesterov"]) == 0
+        assert "workers: '8'" in (tmp_path / "proof" / profile).read_text()
+    report = one_document((tmp_path / "proof/proof.json").read_text(), "Proof")
+    assert [result["check"] for result in report["results"]][-1] == "tune-together"
+    assert "tune-workers" in capfd.readouterr().out
+    environ = simulated.commands[0][1]
+    assert {name: value for name, value in environ.items() if name.startswith("PNAS_")} == {
+        "PNAS_BATCH_SIZE": "4",
+        "PNAS_NESTEROV": "true",
+    }

@@ -127,6 +127,8 @@ _BOUNDED = [
         ({"mode": "eval", "weights": "w", "compile": True}, None, {}, "--compile: --mode eval takes no training step"),
         ({"device": "cpu", "precision": "O2"}, None, {}, "--precision O2 needs an NPU"),
         ({"checks": "open"}, None, {}, "--checks open: only --mode prove has checks: leave --checks out"),
+        ({"tune": True}, None, {}, "--tune: only --mode prove looks for settings: leave --tune out"),
+        ({"mode": "prove", "tune": True, "nodes": 2}, None, {}, "--tune: one node looks for its settings, not 2"),
         ({"mode": "prove", "resume": "out/r1"}, None, {}, "--resume out/r1: --mode prove checks devices"),
     ],
 )

@@ -78,6 +78,9 @@ class TrainConfig(BaseModel):
     checks: Annotated[str | None, Optional] = _in_run(
         None, "Checks of --mode prove: names with commas between them. [default: all]"
     )
+    tune: bool = _in_run(
+        False, "With --mode prove, also look for the settings with which a step is fastest on a node; takes hours."
+    )
     data_path: Path = _in_run(Path("/data"), "Folder with train/ and val/, one sub-folder per class; or a pack of one.")
     output: Path = _in_run(Path("output"), "Folder that gets one sub-folder per run.")
     run_name: Annotated[str | None, Optional] = _in_run(
@@ -226,6 +229,12 @@ class TrainConfig(BaseModel):
         "auto",
         "Capture each step as a graph, which the device launches at once; auto does where prove has shown it.",
     )
+    bucket_mib: Annotated[int | None, Optional] = _in_devices(
+        None,
+        "MiB of gradients that eager steps exchange at once, during the backward pass. [default: 1, then 25 each]",
+        ge=1,
+        le=4096,
+    )
     compile: bool = _in_devices(
         False,
         "Compile the network by torch.compile on a CPU, which needs a C++ compiler, or CUDA; each start takes minutes.",
@@ -276,6 +285,10 @@ class TrainConfig(BaseModel):
     def _has_checks(self) -> "TrainConfig":
         if self.checks is not None and self.mode != "prove":
             raise ValueError(f"--checks {self.checks}: only --mode prove has checks: leave --checks out")
+        if self.tune and self.mode != "prove":
+            raise ValueError("--tune: only --mode prove looks for settings: leave --tune out")
+        if self.tune and self.nodes > 1:
+            raise ValueError(f"--tune: one node looks for its settings, not {self.nodes}: leave --nodes out")
         return self
 
     @model_validator(mode="after")
