@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 @pytest.fixture(autouse=True)
 def _first_device() -> None:
     torch_npu.npu.set_device(0)
+    torch_npu.npu.conv.allow_hf32 = False
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,19 @@ def test_a_seed_draws_the_same_as_on_a_cpu_and_a_state_can_be_restored() -> None
         torch.rand(4, device="npu")
     torch_npu.npu.set_rng_state(state)
     assert drawn.equal(torch.rand(4, device="npu"))
+
+
+def test_convolutions_round_operands_in_fp32_where_they_may() -> None:
+    fine, one = torch.full((1, 1, 1, 1), 1 + 2.0**-13), torch.ones(1, 1, 1, 1)
+    results = []
+    for allowed in (False, True):
+        torch_npu.npu.conv.allow_hf32 = allowed
+        assert torch_npu.npu.conv.allow_hf32 is allowed
+        results.append(F.conv2d(fine.to("npu"), one.to("npu")).item())
+    assert results == [1 + 2.0**-13, 1.0]
+    assert torch_npu.npu.matmul.allow_hf32 is False
+    with pytest.raises(TypeError, match="must be a bool"):
+        torch_npu.npu.conv.allow_hf32 = "enable"
 
 
 def test_autocast_computes_convolutions_in_fp16_and_losses_in_fp32() -> None:

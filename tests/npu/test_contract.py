@@ -19,6 +19,8 @@ STAND_INS = sorted(path.parent for path in (ROOT / "tests" / "npu").rglob("torch
 KNOWN_USES = {
     "torch_npu.npu.set_device",
     "torch_npu.npu.set_compile_mode",
+    "torch_npu.npu.conv.allow_hf32",
+    "torch_npu.npu.matmul.allow_hf32",
     "torch_npu.npu.NPUGraph",
     "torch_npu.npu.NPUGraph().replay",
     "torch_npu.npu.graph",

@@ -61,7 +61,8 @@ def test_the_devices_generator_is_saved_for_every_rank(pair: Pair) -> None:
 def test_log_header_and_provenance_show_the_emulation(pair: Pair) -> None:
     assert pair.npu.events("start")[0]["device"] == "Ascend910-emulated"
     provenance: dict[str, Any] = json.loads((pair.npu.run / "provenance.json").read_text())
-    assert provenance["device"] == {"backend": "hccl", "kind": "npu", "name": "Ascend910-emulated"}
+    name = "Ascend910-emulated"
+    assert provenance["device"] == {"backend": "hccl", "kind": "npu", "name": name, "rounds_fp32": False}
     assert provenance["versions"]["torch-npu"].endswith("+emulated")
 
 
@@ -74,13 +75,15 @@ def test_the_device_is_chosen_first_and_with_binary_kernels(pair: Pair) -> None:
     for calls in pair.calls:
         device = calls[1].removeprefix("open npu:")
         cache = f"{pair.npu.run.parent}/.ascend-kernels"
-        assert calls[:4] == [
+        assert calls[:6] == [
             f"set_device(device={device})",
             f"open npu:{device}",
             "set_compile_mode(jit_compile=False)",
+            "set_option(ALLOW_CONV_HF32=disable)",
+            "set_option(ALLOW_MATMUL_HF32=disable)",
             f"set_option(ACL_OP_COMPILER_CACHE_MODE=enable, ACL_OP_COMPILER_CACHE_DIR={cache})",
         ]
-        assert all(call.startswith("init_process_group") for call in calls[4:])
+        assert all(call.startswith("init_process_group") for call in calls[6:])
 
 
 def _state(run: Path) -> Path:

@@ -40,6 +40,10 @@ class CpuDevice:
         """Return True: every CPU computes in bfloat16, some slowly."""
         return True
 
+    def rounds_fp32(self) -> bool:
+        """Return whether the device may round the operands of convolutions or matrix products in fp32."""
+        return False
+
     def grad_scaler(self, *, init_scale: float) -> torch.amp.GradScaler:
         """Return torch's scaler."""
         return torch.amp.GradScaler("cpu", init_scale=init_scale)

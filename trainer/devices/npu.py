@@ -81,6 +81,9 @@ class NpuDevice:
 
         torch_npu takes the options INTERNAL_FORMAT and JIT_COMPILE by calls only; here variables set them.
 
+        Convolutions in fp32 multiply whole operands: by torch_npu's default they round them to 12 bits (HF32), and a
+        user who wants speed rather than fp32 has bf16, fp16 and O2.
+
         Raises:
             RuntimeUnusableError: torch_npu sees no such NPU.
             UsageError: the folder cannot be written.
@@ -96,6 +99,7 @@ class NpuDevice:
                 "info and ASCEND_RT_VISIBLE_DEVICES"
             ) from error
         npu.set_compile_mode(jit_compile=os.environ.get(JIT_COMPILE) == ENABLE)
+        npu.conv.allow_hf32 = npu.matmul.allow_hf32 = False
         if formats := os.environ.get(INTERNAL_FORMAT):
             npu.set_option({INTERNAL_FORMAT: formats})
         folder = os.environ.get("ACL_OP_COMPILER_CACHE_DIR")
@@ -113,6 +117,10 @@ class NpuDevice:
     def has_bf16(self) -> bool:
         """Return whether the NPU computes in bfloat16; an Ascend 910A does not."""
         return bool(self._torch_npu.npu.is_bf16_supported())
+
+    def rounds_fp32(self) -> bool:
+        """Return whether convolutions or matrix products in fp32 may round their operands to HF32."""
+        return bool(self._torch_npu.npu.conv.allow_hf32 or self._torch_npu.npu.matmul.allow_hf32)
 
     def grad_scaler(self, *, init_scale: float) -> torch.amp.GradScaler:
         """Return torch_npu's scaler: unlike torch's, it reads the overflow flag that a 910A has in hardware."""

@@ -170,7 +170,12 @@ def write_provenance(
         "config": config.model_dump(mode="json"),
         "config_sha256": config_hash(config),
         "data_fingerprint": datasets.fingerprint,
-        "device": {"kind": runtime.kind, "name": runtime.name(), "backend": runtime.backend},
+        "device": {
+            "kind": runtime.kind,
+            "name": runtime.name(),
+            "backend": runtime.backend,
+            "rounds_fp32": runtime.rounds_fp32(),
+        },
         "host": platform.node(),
         "platform": platform.platform(),
         "proof": None if proof.problem else {"record": str(proof.folder), "sha256": proof.sha256},

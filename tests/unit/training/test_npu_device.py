@@ -1,9 +1,13 @@
-"""A torch_npu that cannot be loaded, or cannot capture a step, gives one line; its own words are the error's cause."""
+"""A torch_npu that cannot be loaded, or cannot capture a step, gives one line; its own words are the error's cause.
+
+And an accelerator rounds no operands in fp32: on emulated NPUs test_same_as_cpu.py shows it.
+"""
 
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainer.devices.device import open_device
 from trainer.shared.errors import UsageError
@@ -64,3 +68,16 @@ class npu:
         assert open_device("npu").graph_obstacle() == obstacle
     finally:
         sys.modules.pop("torch_npu", None)
+
+
+def test_a_gpu_rounds_no_operands_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _index: None)
+    for switches, name in ((torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32")):
+        monkeypatch.setattr(switches, name, True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    runtime = open_device("cuda")
+    assert runtime.rounds_fp32()
+    runtime.open(0)
+    assert not runtime.rounds_fp32()

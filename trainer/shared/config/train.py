@@ -217,7 +217,8 @@ class TrainConfig(BaseModel):
     )
     rank_table_timeout_s: float = _in_devices(600.0, "Longest wait for a completed rank table.", gt=0, le=LONGEST_S)
     precision: Literal["auto", "fp32", "bf16", "fp16", "O2"] = _in_devices(
-        "auto", "Arithmetic: auto is O2 on an NPU, bf16 on CUDA, fp32 on a CPU."
+        "auto",
+        "Arithmetic: auto is O2 on an NPU, bf16 on CUDA, fp32 on a CPU. fp32 rounds no operands (no HF32, no TF32).",
     )
     loss_scale: Annotated[float, Field(gt=0)] | Literal["dynamic"] = _in_devices(
         "dynamic", "Loss scale of fp16 and O2: a number, or adapted to overflow."

@@ -25,7 +25,7 @@ from .memory import (
     memory_snapshot,
     reset_peak_memory_stats,
 )
-from .options import set_compile_mode, set_option
+from .options import conv, matmul, set_compile_mode, set_option
 from .random import get_rng_state, initial_seed, manual_seed, manual_seed_all, seed, set_rng_state
 from .streams import Event, Stream, StreamContext, current_stream, default_stream, set_stream, stream
 
@@ -37,6 +37,7 @@ __all__ = [
     "_is_in_bad_fork",
     "_lazy_init",
     "amp",
+    "conv",
     "current_device",
     "current_stream",
     "default_stream",
@@ -56,6 +57,7 @@ __all__ = [
     "is_initialized",
     "manual_seed",
     "manual_seed_all",
+    "matmul",
     "max_memory_allocated",
     "mem_get_info",
     "memory_allocated",

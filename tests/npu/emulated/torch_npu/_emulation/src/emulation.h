@@ -132,6 +132,7 @@ void compute_in_replays(bool wanted);  // false: a replay does nothing, like the
 
 // The behaviour of fp16 beyond 65,504 if the device saturates; `tensor` is the CPU's alias of a result.
 void saturate(const Tensor& tensor, DeviceIndex index);
+void allow_conv_hf32(bool allowed);  // convolutions round operands in fp32 to 12 bits; they do at first
 bool overflow_flag(DeviceIndex index);
 void clear_overflow_flag(DeviceIndex index);
 

@@ -4,6 +4,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/flip.h>
 #include <ATen/ops/ones_like.h>
@@ -69,6 +70,15 @@ void on_one_device(const char* name, std::initializer_list<Tensor> tensors) {
 bool is_half(const Tensor& tensor) { return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16; }
 // The matrix unit multiplies half precision and adds up in single precision.
 Tensor widened(const Tensor& tensor) { return tensor.defined() && is_half(tensor) ? tensor.to(at::kFloat) : tensor; }
+bool conv_hf32 = true;  // torch_npu's default
+// HF32 keeps 12 bits of an fp32 number.
+Tensor to_hf32(const Tensor& tensor) {
+  const Tensor narrow = tensor.view(at::kInt).add(0x800).bitwise_and(~0xfff).view(at::kFloat);
+  return at::where(tensor.isfinite(), narrow, tensor);
+}
+Tensor operand(const Tensor& tensor) {
+  return conv_hf32 && tensor.scalar_type() == at::kFloat ? to_hf32(tensor) : widened(tensor);
+}
 Tensor rounded(const Tensor& tensor, at::ScalarType type) { return tensor.defined() ? tensor.to(type) : tensor; }
 
 Tensor convolve(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
@@ -77,7 +87,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const std::optional<T
   on_one_device("convolution", {input, weight, plain_bias});
   Aliases aliases;
   at::AutoDispatchBelowADInplaceOrView below;
-  Tensor x = widened(aliases.to_cpu(input)), w = widened(aliases.to_cpu(weight));
+  Tensor x = operand(aliases.to_cpu(input)), w = operand(aliases.to_cpu(weight));
   const Slowed slowed(input.device().index());
   if (reversed(input.device().index()) && groups == 1 && !transposed) {
     x = at::flip(x, 1);
@@ -118,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_of_convolution(const Tensor& grad, c
   const Slowed slowed(input.device().index());
   const std::vector<int64_t> bias_size{transposed ? weight.size(1) * groups : weight.size(0)};
   const auto [dx, dw, db] = at::convolution_backward(
-      widened(aliases.to_cpu(grad)), widened(aliases.to_cpu(input)), widened(aliases.to_cpu(weight)),
+      operand(aliases.to_cpu(grad)), operand(aliases.to_cpu(input)), operand(aliases.to_cpu(weight)),
       wanted[2] ? at::OptionalIntArrayRef(bias_size) : at::OptionalIntArrayRef(), stride, padding, dilation, transposed,
       output_padding, groups, wanted);
   const auto type = input.scalar_type();
@@ -163,6 +173,8 @@ std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, std::op
 void record_stream(Tensor&, c10::Stream) {}
 
 }  // namespace
+
+void allow_conv_hf32(bool allowed) { conv_hf32 = allowed; }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("empty.memory_format", empty);

@@ -16,6 +16,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("memory_limit", [](int index) { return memory_limit(static_cast<DeviceIndex>(index)); });
   m.def("peak_memory", [](int index) { return peak_memory(static_cast<DeviceIndex>(index)); });
   m.def("reset_peak_memory", [](int index) { reset_peak_memory(static_cast<DeviceIndex>(index)); });
+  m.def("allow_conv_hf32", &allow_conv_hf32);
   m.def("saturates", [] { return faults().saturates; });
   m.def("overflow_flag", [](int index) { return overflow_flag(static_cast<DeviceIndex>(index)); });
   m.def("clear_overflow_flag", [](int index) { clear_overflow_flag(static_cast<DeviceIndex>(index)); });
