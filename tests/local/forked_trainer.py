@@ -32,6 +32,7 @@ from typing import NoReturn
 from unittest import mock
 
 from trainer.shared.program import without_garbage_collector
+from trainer.shared.start import module_command
 
 IMPORTED_MODULES = (
     "trainer.cli",
@@ -44,13 +45,14 @@ IMPORTED_MODULES = (
     "trainer.proof.exact",
     "trainer.proof.memory",
     "trainer.proof.overflow",
+    "trainer.proof.promises",
     "trainer.proof.repeatable",
     "trainer.proof.rounded",
     "trainer.proof.speed",
     "trainer.records.tensorboard",
 )
-CHECK_LIMIT_S = "PNAS_TEST_CHECK_LIMIT_S"
-"""The variable with a shorter limit for each check of `prove`, in seconds."""
+CHECK_LIMITS = "PNAS_TEST_CHECK_LIMITS"
+"""The variable with shorter limits for checks of `prove`, such as `open=8 all-reduce=10`, in seconds."""
 FIRST_MODULE = "PNAS_TEST_MODULE"
 """The variable with a module that a worker imports first, to plant a fault in it."""
 IMPORT_PATH = sys.path[1:]
@@ -127,10 +129,10 @@ def main() -> None:
         for name in IMPORTED_MODULES:
             importlib.import_module(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the trainer
-    names = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired}
     with (
-        mock.patch("trainer.supervisor.worker.subprocess", SimpleNamespace(Popen=ForkedWorker, **names)),
-        mock.patch("trainer.proof.check_process.subprocess", SimpleNamespace(Popen=ForkedCheck, **names)),
+        mock.patch("trainer.supervisor.worker.subprocess", _subprocess(ForkedWorker)),
+        mock.patch("trainer.proof.check_process.subprocess", _subprocess(ForkedCheck)),
+        mock.patch("trainer.proof.small_runs.subprocess", _subprocess(ForkedRun)),
         socket.socket(fileno=int(sys.argv[1])) as connection,
     ):
         while True:
@@ -147,6 +149,12 @@ def main() -> None:
             connection.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
+def _subprocess(popen: type) -> SimpleNamespace:
+    """Return the module `subprocess` with another Popen."""
+    names = ("PIPE", "STDOUT", "DEVNULL", "TimeoutExpired")
+    return SimpleNamespace(Popen=popen, **{name: getattr(subprocess, name) for name in names})
+
+
 def _become_trainer(request: bytes, files: Sequence[int]) -> NoReturn:
     with _WholeProgram():
         options, environ, folder, file_limit = json.loads(request)
@@ -154,14 +162,16 @@ def _become_trainer(request: bytes, files: Sequence[int]) -> NoReturn:
         os.chdir(folder)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         sys.argv[1:] = options
-        _limit_checks(float(environ.get(CHECK_LIMIT_S, "inf")))
+        _limit_checks(dict(word.split("=") for word in environ.get(CHECK_LIMITS, "").split()))
         sys.exit(importlib.import_module("trainer.cli").main())
 
 
-def _limit_checks(limit_s: float) -> None:
-    """Shorten the limits of the checks of `prove`."""
+def _limit_checks(limits: Mapping[str, str]) -> None:
+    """Change the limits of some checks of `prove`."""
     catalogue = vars(importlib.import_module("trainer.proof.catalogue"))
-    catalogue["CHECKS"] = tuple(replace(check, limit_s=min(limit_s, check.limit_s)) for check in catalogue["CHECKS"])
+    catalogue["CHECKS"] = tuple(
+        replace(check, limit_s=float(limits.get(check.name, check.limit_s))) for check in catalogue["CHECKS"]
+    )
 
 
 class ForkedWorker:
@@ -197,7 +207,38 @@ class ForkedWorker:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-class ForkedCheck:
+class _Forked:
+    """The end of a process that was forked, with the methods of `subprocess.Popen`."""
+
+    pid: int
+    returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code; None if the process still runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait for the end of the process; return its exit code."""
+        if self.returncode is None:
+            end = os.pidfd_open(self.pid)
+            select.select([end], [], [], timeout_s)
+            os.close(end)
+        if self.poll() is None:
+            assert timeout_s is not None
+            raise subprocess.TimeoutExpired("a forked process", timeout_s)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class ForkedCheck(_Forked):
     """Replaces `subprocess.Popen` in the runner of `prove`: forks a check process instead of starting one."""
 
     def __init__(
@@ -212,7 +253,6 @@ class ForkedCheck:
         env: Mapping[str, str],
     ) -> None:
         assert (stdin, start_new_session) == (subprocess.PIPE, True)
-        self.returncode: int | None = None
         reading, writing = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -226,23 +266,41 @@ class ForkedCheck:
         os.close(reading)
         self.stdin = os.fdopen(writing, "wb")
 
-    def poll(self) -> int | None:
-        """Return the exit code; None if the process still runs."""
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
 
-    def wait(self, timeout_s: float) -> int:
-        """Wait for the end of the process; return its exit code."""
-        if self.returncode is None:
-            end = os.pidfd_open(self.pid)
-            select.select([end], [], [], timeout_s)
-            os.close(end)
-        if self.poll() is None:
-            raise subprocess.TimeoutExpired("a check process", timeout_s)
-        assert self.returncode is not None
-        return self.returncode
+class ForkedRun(_Forked, AbstractContextManager["ForkedRun"]):
+    """Replaces `subprocess.Popen` in the small runs of `prove`: forks a trainer from a check process.
+
+    That process has no thread, and has opened no device.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        text: bool,
+        errors: str,
+        env: Mapping[str, str],
+    ) -> None:
+        assert (stdin, stdout, stderr, text) == (subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT, True)
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            with _WholeProgram():
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                _reset_process(env, stdout=writing, stderr=writing)
+                sys.argv[1:] = argv[len(module_command("")) :]
+                sys.exit(importlib.import_module("trainer.cli").main())
+        os.close(writing)
+        self.stdout = os.fdopen(reading, encoding="utf-8", errors=errors)
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.stdout.close()
+        self.wait()
 
 
 def _reset_process(environ: Mapping[str, str], *, stdout: int, stderr: int, passed: Sequence[int] = ()) -> None:

@@ -20,7 +20,8 @@ using c10::DeviceIndex;
 constexpr auto NPU = c10::DeviceType::PrivateUse1;
 constexpr int kMostDevices = 64;
 
-// Settings from environment variables (faults.cpp); each makes the device worse than its CPU. DEVICE is torch's number.
+// Settings from environment variables (faults.cpp); each makes the device worse than its CPU. DEVICE is the machine's number, as in
+// ASCEND_RT_VISIBLE_DEVICES; the fields hold torch's numbers.
 struct Faults {
   int hbm_device = -1;  // NPU_EMULATED_HBM_MIB=MIB or DEVICE:MIB: the memory of all devices or of one
   int64_t hbm_bytes = 0;
@@ -40,6 +41,7 @@ struct Faults {
   bool open_hangs = false;
   int wrong_bit_device = -1, wrong_every = 1;  // NPU_EMULATED_WRONG_BIT=DEVICE:KERNEL:N: one in each N-th result of a kernel
   std::string wrong_kernel;
+  int stale_replay_device = -1, stale_replay_every = 1;  // NPU_EMULATED_STALE_REPLAY=DEVICE:N: each N-th replay of a graph computes nothing
   int short_sum_device = -1;  // NPU_EMULATED_SHORT_SUM=DEVICE: sums in fp16 leave out the last number
 };
 const Faults& faults();
@@ -47,6 +49,7 @@ bool saturates(DeviceIndex index);
 bool reversed(DeviceIndex index);            // asked once for each sum
 int64_t memory_limit(DeviceIndex index);     // bytes; 0: none
 void spoil(const std::string& kernel, const Tensor& result, DeviceIndex index);  // `result` is the CPU's alias
+bool is_stale_replay(DeviceIndex index);  // asked once for each replay
 struct Slowed {  // the work of a device as long as this lives
   explicit Slowed(DeviceIndex index, const std::string& kernel = "");
   ~Slowed();

@@ -15,11 +15,23 @@ namespace {
 
 constexpr int64_t kLargeBlock = 1 << 20;
 
-// DEVICE, and the parts after it.
+// DEVICE or RANK, and the parts after it.
 struct Planted {
-  int device = -1;
+  int first = -1;
+  int device = -1;  // torch's number of DEVICE in this process
   std::vector<std::string> parts;
 };
+
+// Torch's number in this process of one of the machine's devices; -1 if this process does not see it.
+int torch_number(int device) {
+  const char* visible = std::getenv("ASCEND_RT_VISIBLE_DEVICES");
+  if (!visible || device < 0) return device;
+  std::stringstream stream(visible);
+  std::string part;
+  for (int number = 0; std::getline(stream, part, ','); ++number)
+    if (std::stoi(part) == device) return number;
+  return -1;
+}
 
 Planted planted(const char* variable, size_t parts) {
   Planted fault;
@@ -29,7 +41,8 @@ Planted planted(const char* variable, size_t parts) {
   std::string part;
   while (std::getline(stream, part, ':')) fault.parts.push_back(part);
   TORCH_CHECK(fault.parts.size() == parts + 1, variable, "=", text, " does not have the form DEVICE with ", parts, " parts after it");
-  fault.device = std::stoi(fault.parts[0]);
+  fault.first = std::stoi(fault.parts[0]);
+  fault.device = torch_number(fault.first);
   fault.parts.erase(fault.parts.begin());
   return fault;
 }
@@ -40,27 +53,28 @@ Faults read_faults() {
   if (const auto hbm = text("NPU_EMULATED_HBM_MIB"); hbm.find(':') != std::string::npos) {
     const Planted little = planted("NPU_EMULATED_HBM_MIB", 1);
     read.hbm_device = little.device;
-    read.hbm_bytes = std::stoll(little.parts[0]) << 20;
+    read.hbm_bytes = little.device < 0 ? 0 : std::stoll(little.parts[0]) << 20;
   } else if (!hbm.empty()) {
     read.hbm_bytes = std::stoll(hbm) << 20;
   }
   const auto inf_nan = text("NPU_EMULATED_INF_NAN");
   read.saturates = inf_nan == "0";
-  if (inf_nan.rfind("silent:", 0) == 0) read.silent_device = std::stoi(inf_nan.substr(7));
+  if (inf_nan.rfind("silent:", 0) == 0) read.silent_device = torch_number(std::stoi(inf_nan.substr(7)));
   const auto reductions = text("NPU_EMULATED_REDUCTIONS");
   read.reversed = reductions == "reversed";
-  if (reductions.rfind("alternating:", 0) == 0) read.alternating_device = std::stoi(reductions.substr(12));
+  if (reductions.rfind("alternating:", 0) == 0) read.alternating_device = torch_number(std::stoi(reductions.substr(12)));
   read.counts_work = text("NPU_EMULATED_CLOCK") == "work";
-  auto number = [](const char* variable, int& device, int& value) {
+  auto number = [](const char* variable, int Planted::*which, int& place, int& value) {
     const Planted fault = planted(variable, 1);
-    device = fault.device;
-    if (device >= 0) value = std::stoi(fault.parts[0]);
+    place = fault.*which;
+    if (place >= 0) value = std::stoi(fault.parts[0]);
   };
-  number("NPU_EMULATED_FAIL", read.fail_rank, read.fail_at);
-  number("NPU_EMULATED_HANG", read.hang_rank, read.hang_at);
-  number("NPU_EMULATED_LOST_PART", read.lost_part_device, read.lost_part_at);
-  number("NPU_EMULATED_SLOW", read.slow_device, read.slow_factor);
-  number("NPU_EMULATED_FORGETS", read.forgetful_device, read.forgets_every);
+  number("NPU_EMULATED_FAIL", &Planted::first, read.fail_rank, read.fail_at);
+  number("NPU_EMULATED_HANG", &Planted::first, read.hang_rank, read.hang_at);
+  number("NPU_EMULATED_LOST_PART", &Planted::device, read.lost_part_device, read.lost_part_at);
+  number("NPU_EMULATED_SLOW", &Planted::device, read.slow_device, read.slow_factor);
+  number("NPU_EMULATED_FORGETS", &Planted::device, read.forgetful_device, read.forgets_every);
+  number("NPU_EMULATED_STALE_REPLAY", &Planted::device, read.stale_replay_device, read.stale_replay_every);
   const Planted open = planted("NPU_EMULATED_OPEN", 1), bit = planted("NPU_EMULATED_WRONG_BIT", 2);
   read.open_device = open.device;
   if (open.device >= 0) read.open_hangs = open.parts[0] == "hang";
@@ -128,6 +142,12 @@ void spoil(const std::string& kernel, const Tensor& result, DeviceIndex index) {
   auto* bytes = static_cast<unsigned char*>(result.data_ptr());
   const int64_t at = drawn / 64 % (result.numel() * static_cast<int64_t>(result.element_size()));
   bytes[at] ^= static_cast<unsigned char>(1 << (drawn / 8 % 8));
+}
+
+bool is_stale_replay(DeviceIndex index) {
+  if (index != faults().stale_replay_device) return false;
+  static std::atomic<int64_t> replays{0};
+  return ++replays % faults().stale_replay_every == 0;
 }
 
 Slowed::Slowed(DeviceIndex index, const std::string& kernel)

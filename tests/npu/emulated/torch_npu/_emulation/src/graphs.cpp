@@ -47,7 +47,7 @@ void Graph::end() {
 
 void Graph::replay() {
   TORCH_CHECK(recording() != this, "this graph is still being captured");
-  if (!replays_compute) return;
+  if (!replays_compute || is_stale_replay(device_)) return;
   // What watches a program's operators does not see into a graph.
   c10::impl::ExcludeDispatchKeyGuard unseen(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot}));
   for (const auto& call : calls_) call();

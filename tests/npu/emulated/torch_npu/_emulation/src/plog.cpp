@@ -1,7 +1,7 @@
 // The log of CANN's library, written as the real one writes it (cann/runtime, plog_host_log.c and plog_file_mgr.c): lines wait
 // in memory for a thread that appends them every 200 ms to debug/plog or run/plog below ASCEND_PROCESS_LOG_PATH, else below
-// ASCEND_WORK_PATH/log, else below HOME/ascend/log. A process that ends by _exit or a signal loses the lines that wait.
-// Nothing is rotated: a test writes kilobytes.
+// ASCEND_WORK_PATH/log, else below HOME/ascend/log. With ASCEND_SLOG_PRINT_TO_STDOUT=1 they are printed at once instead.
+// A process that ends by _exit or a signal loses the lines that wait. Nothing is rotated: a test writes kilobytes.
 #include "emulation.h"
 
 #include <pthread.h>
@@ -81,7 +81,14 @@ const bool fork_is_handled = (pthread_atfork([] { log().mutex.lock(); }, [] { lo
 void write(int kind, const std::string& level, const std::string& text) {
   std::lock_guard<std::mutex> lock(log().mutex);
   const auto pid = std::to_string(getpid());
-  log().waiting[kind] += "[" + level + "] EMULATED(" + pid + ",python):" + moment("%Y-%m-%d-%H:%M:%S", "%s.%03ld.%03ld") + " [" + pid + "]" + text + "\n";
+  const auto line = "[" + level + "] EMULATED(" + pid + ",python):" + moment("%Y-%m-%d-%H:%M:%S", "%s.%03ld.%03ld") + " [" + pid + "]" + text + "\n";
+  const char* printed = std::getenv("ASCEND_SLOG_PRINT_TO_STDOUT");
+  if (printed && std::string(printed) == "1") {
+    std::fputs(line.c_str(), stdout);
+    std::fflush(stdout);
+    return;
+  }
+  log().waiting[kind] += line;
   if (log().has_thread) return;
   log().has_thread = true;
   std::thread([] {
