@@ -61,7 +61,7 @@ class PackedConv2d(nn.Module):
         """Convolve (N, C, H, W), by the same operators as torch's own compiler after it has frozen a network."""
         conv = self.convolution
         y: Tensor
-        if x.requires_grad or not has_onednn(x):  # oneDNN's own operators know no gradients
+        if x.requires_grad or torch.compiler.is_compiling() or not has_onednn(x):  # these operators know no gradients
             y = conv(x)
             return y
         padding, stride, dilation, groups = conv.padding, conv.stride, conv.dilation, conv.groups

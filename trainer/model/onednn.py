@@ -18,6 +18,8 @@ import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch pro
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+CAPABILITY = torch.backends.cpu.get_cpu_capability() if torch.backends.mkldnn.is_available() else ""
+"""The vector instructions that oneDNN's kernels use here; empty if torch was built without oneDNN."""
 STRIPS = {5: (3, 2), 7: (2, 3, 2)}
 """Columns of each strip by the width of the weight. A strip of three in the middle reads the map without a copy."""
 FEWEST_CHANNELS = 48
@@ -31,21 +33,18 @@ FEWEST_IMAGES = 16
 def has_onednn(x: Tensor) -> bool:
     """Return whether oneDNN computes the convolutions of this map, on a CPU where its kernels were measured."""
     return (
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and x.dtype is torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        and CAPABILITY.startswith("AVX")
     )
 
 
 def pointwise_dilation(x: Tensor, weight: Tensor) -> int:
     """Return the dilation with which a 1x1 convolution of this map trains fastest; each gives the same function."""
-    if not has_onednn(x) or not _trains(weight):
-        return 1
-    skipped = torch.get_num_threads() == 1 and x.shape[0] < FEWEST_IMAGES
-    return 2 if skipped and min(weight.shape[:2]) >= FEWEST_POINTWISE else 1
+    # Also with several threads, with which torch asks oneDNN anyway: a compiled network cannot look at their number.
+    gains = x.shape[0] < FEWEST_IMAGES and min(weight.shape[:2]) >= FEWEST_POINTWISE
+    return 2 if gains and has_onednn(x) and _trains(weight) else 1
 
 
 def takes_strips(x: Tensor, weight: Tensor) -> bool:
@@ -56,7 +55,7 @@ def takes_strips(x: Tensor, weight: Tensor) -> bool:
         and weight.shape[-1] in STRIPS
         and x.shape[1] >= FEWEST_CHANNELS
         and x.shape[3] >= weight.shape[-1]
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"  # with AVX2, strips of 5x5 gain nothing
+        and CAPABILITY == "AVX512"  # with AVX2, strips of 5x5 gain nothing
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 
