@@ -20,20 +20,26 @@ class StartedProcess(Protocol):
 def kill_tree(process: StartedProcess) -> list[psutil.Process]:
     """Kill a process, the group that it leads, and its descendants, also in other sessions.
 
-    Each one is stopped before its children are listed, parents first, so that no supervisor starts workers again. Where
-    the process has ended before, only its group is left to kill.
+    All are stopped first, parents before their children, so that no supervisor starts workers again. Where the process
+    has ended before, only its group is left to kill.
 
     Returns:
         Its descendants, to wait for: they hold devices until they have ended.
     """
-    tree = [psutil.Process(process.pid)] if process.poll() is None else []
-    for member in tree:  # it grows
-        with contextlib.suppress(psutil.Error):
-            member.suspend()
-            tree += member.children()
+    descendants: list[psutil.Process] = []
+    if process.poll() is None:
+        leader = psutil.Process(process.pid)
+        leader.suspend()
+        # Again until there are no more: a process can have started others until it has noticed the signal.
+        while started := [child for child in leader.children(recursive=True) if child not in descendants]:
+            descendants += started
+            for child in started:
+                with contextlib.suppress(psutil.Error):
+                    child.suspend()
+        leader.kill()
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    for member in tree:
+    for child in descendants:
         with contextlib.suppress(psutil.Error):
-            member.kill()
-    return tree[1:]
+            child.kill()
+    return descendants

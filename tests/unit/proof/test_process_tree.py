@@ -14,7 +14,7 @@ from trainer.proof.process_tree import kill_tree
 
 WORKERS = 20
 LEADER = """
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, threading
 sleep = ["sleep", "1000"]
 {body}
 print("started", flush=True)
@@ -30,6 +30,9 @@ for _ in range({WORKERS}):
 BODIES = {
     "nothing": "",
     "workers that are started again": SUPERVISOR,
+    "workers that are being started": """
+threading.Thread(target=lambda: [subprocess.Popen(sleep, start_new_session=True) for _ in range(500)]).start()
+""",
     "a child in its group": "subprocess.Popen(sleep)",
     "a grandchild in a session of its own": """
 subprocess.Popen(["sh", "-c", "setsid sleep 1000 & echo; wait"], start_new_session=True, stdout=-1).stdout.readline()
