@@ -11,7 +11,7 @@ from tests.local.conftest import train
 from tests.local.resumable_runs import recipe
 from tests.npu.conftest import SHORT
 from trainer.records.proof_record import ProofRecord, ProvenCheck, ProvenDevice, add_to_proof
-from trainer.worker.graph import CAPTURED_STEP
+from trainer.worker.graph import captured_checks
 
 
 @pytest.mark.usefixtures("on_npus")
@@ -28,11 +28,12 @@ def test_graph_auto_captures_where_prove_has_shown_that_it_works(few_digits: Pat
     (path,) = (tmp_path / ".proofs").glob("*/*.json")
     record = ProofRecord.model_validate_json(path.read_text())
     passed = ProvenCheck(verdict="passed", time="2026-11-30T21:00:00Z")
-    add_to_proof(tmp_path, ProvenDevice.of(record.device, record.versions), record.host, {CAPTURED_STEP: passed})
+    checks = dict.fromkeys(captured_checks("fp16", 2), passed)
+    add_to_proof(tmp_path, ProvenDevice.of(record.device, record.versions), record.host, checks)
 
     after = train(tmp_path, *options, data=few_digits, name="after")
     assert after.code == 0, after.stdout
-    assert f'] graph auto=on reason="{CAPTURED_STEP} has passed on Ascend910-emulated"' in after.stdout
+    assert f'] graph auto=on reason="{", ".join(checks)} passed on Ascend910-emulated"' in after.stdout
     assert " graph=on " in next(line for line in after.stdout.splitlines() if "] start " in line)
     proof = json.loads((after.run / "provenance.json").read_text())["proof"]
     assert proof["record"] == str(path.parent)

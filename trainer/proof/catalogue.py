@@ -20,8 +20,14 @@ def _of_node(name: str, about: str, function: str, *kinds: DeviceKind) -> ProofC
     return ProofCheck(name, about, "node", f"trainer.proof.node:{function}", limit_s=60.0, kinds=kinds or EVERY_KIND)
 
 
-def _of_runs(name: str, about: str, function: str, limit_s: float, scope: Scope = "device") -> ProofCheck:
-    return ProofCheck(name, about, scope, f"trainer.proof.promises:{function}", limit_s, starts_runs=True)
+def _of_runs(
+    name: str, about: str, function: str, limit_s: float, *, scope: Scope = "device", module: str = "promises"
+) -> ProofCheck:
+    return ProofCheck(name, about, scope, f"trainer.proof.{module}:{function}", limit_s, starts_runs=True)
+
+
+def _of_captured(name: str, about: str, scope: Scope = "device") -> ProofCheck:
+    return _of_runs(name, about, f"prove_{name.replace('-', '_')}", _RUNS_S, scope=scope, module="captured")
 
 
 CHECKS: tuple[ProofCheck, ...] = (
@@ -150,7 +156,11 @@ CHECKS: tuple[ProofCheck, ...] = (
         "prove_stop_and_resume",
         _RUNS_S,
     ),
-    _of_runs("captured-step", "captured steps give the bits of eager ones", "prove_captured_step", _RUNS_S),
+    _of_captured("captured-step", "a whole run with captured steps gives the bits of an eager one"),
+    _of_captured("captured-fp32", "captured steps in fp32 give the bits of eager ones"),
+    _of_captured("captured-fp16", "captured steps in fp16 give the bits of eager ones"),
+    _of_captured("captured-bf16", "captured steps in bf16 give the bits of eager ones"),
+    _of_captured("captured-o2", "captured steps in O2 give the bits of eager ones"),
     _of_runs("cann-log", "CANN's log is in the run's folder", "prove_cann_log", _RUN_S),
     _of_runs(
         "data-parallel",
@@ -159,6 +169,7 @@ CHECKS: tuple[ProofCheck, ...] = (
         _RUN_S,
         scope="all",
     ),
+    _of_captured("captured-parallel", "captured steps of all devices together are near eager ones", "all"),
 )
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import math
 import signal
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -41,12 +41,13 @@ _GRACE_S = 30.0
 _MOST_DEVICES = 16
 """Of one run: the images are not enough for more."""
 _REFERENCE: dict[str, Any] = {"memory_format": "nchw", "precision": "fp32", "dropout": 0.0}
-_WHOLE: dict[str, Any] = {
+WHOLE: dict[str, Any] = {
     **{"epochs": 2, "steps": 12, "checkpoint_every": "3", "drop_path": 0.2, "ema": 0.9, "graph": "off"},
     **{"grace_s": _GRACE_S},
 }
+"""The options of a whole run, with checkpoints and an average."""
 _REPAIR = "see the kernels' versions in `python -m trainer env`, and send the page with the result"
-_MULTIPLIERS = "its convolutions round their operands, as HF32 and TF32 do, which torch_npu and torch allow by default"
+_MULTIPLIERS = "its convolutions round their operands, as a 910A's do, which multiply fp16 only"
 
 
 def prove_fp32_losses(context: Context) -> CheckOutcome:
@@ -65,15 +66,15 @@ def prove_fp16_losses(context: Context) -> CheckOutcome:
 
 def prove_bf16_losses(context: Context) -> CheckOutcome:
     """Compare losses in bf16 with the CPU's in fp32."""
-    return _unless_refused(
-        "--precision bf16", lambda: _near_rounded_cpu(context, "operands of 8 bits", precision="bf16")
+    return unless_refused(
+        ("--precision bf16",), lambda: _near_rounded_cpu(context, "operands of 8 bits", precision="bf16")
     )
 
 
 def prove_o2_losses(context: Context) -> CheckOutcome:
     """Compare losses in O2, by apex if it is installed, with the CPU's in fp32."""
     if context.place.kind == "cpu":
-        return _impossible("O2 is not for a CPU")
+        return impossible("O2 is not for a CPU")
     by = "O2 by apex" if has_apex() else "O2 without apex"
     return _near_rounded_cpu(context, f"operands of 11 bits, {by}", precision="O2", loss_scale=128)
 
@@ -96,14 +97,14 @@ def prove_skipped_step(context: Context) -> CheckOutcome:
 def prove_kill_and_resume(context: Context) -> CheckOutcome:
     """Kill a run at its first checkpoint, resume it, and compare with an undisturbed one bit for bit."""
     context.mark("a run that is killed")
-    killed = run_trainer(context, "killed", at="] checkpoint step=", act=kill_tree, **_WHOLE)
+    killed = run_trainer(context, "killed", at="] checkpoint step=", act=kill_tree, **WHOLE)
     return _resumed(context, require(killed, -signal.SIGKILL))
 
 
 def prove_stop_and_resume(context: Context) -> CheckOutcome:
     """Send SIGTERM to a run at its first step, resume it, and compare with an undisturbed one bit for bit."""
     context.mark("a run that gets SIGTERM")
-    stopped = run_trainer(context, "stopped", at="] step epoch=0", act=subprocess.Popen.terminate, **_WHOLE)
+    stopped = run_trainer(context, "stopped", at="] step epoch=0", act=subprocess.Popen.terminate, **WHOLE)
     outcome = _resumed(context, require(stopped, RESUMABLE))
     if stopped.acted_s > _GRACE_S:
         return CheckOutcome(
@@ -119,42 +120,22 @@ def prove_stop_and_resume(context: Context) -> CheckOutcome:
     return CheckOutcome("passed", text, outcome.expected, figures={"stop_s": stopped.acted_s})
 
 
-def prove_captured_step(context: Context) -> CheckOutcome:
-    """Compare a run with captured steps with an eager one bit for bit."""
-    if context.place.kind == "cpu":
-        return _impossible("a CPU has no graphs")
-    return _unless_refused("--graph on", lambda: _compare_captured(context))
-
-
-def _compare_captured(context: Context) -> CheckOutcome:
-    context.mark("a run with captured steps")
-    captured = require(run_trainer(context, "captured", **_WHOLE | {"graph": "on"}))
-    refused = [line for line in captured.output.splitlines() if "cannot capture the step" in line]
-    if refused:
-        return CheckOutcome("failed", refused[0], "the device captures the step", "leave --graph off")
-    return _same_bits(finished_run(context, **_WHOLE), captured, "the eager run's", "leave --graph off")
-
-
 def prove_data_parallel(context: Context) -> CheckOutcome:
     """Compare steps on all devices of a node with the same steps on one, which takes the images of all in turn."""
-    place = context.place
-    devices = tuple(place.devices[rank] for rank in place.own_ranks)[:_MOST_DEVICES]
-    count = len(devices)
-    if place.rank != place.own_ranks[0]:
-        return CheckOutcome("passed", "the node's first process starts the runs")
-    if count < 2:
-        return _impossible("it needs two devices of a node")
-    context = replace(context, place=replace(place, devices=devices, rank=0, nodes=()))
+    node = on_all_devices(context)
+    if isinstance(node, CheckOutcome):
+        return node
+    count = len(node.place.devices)
     own = {"precision": "fp32", "dropout": 0.0, "batch_size": 4}
-    single = finished_run(context, **own, accumulate=count)
-    parallel = finished_run(context, **own, npus=count)
+    single = finished_run(node, **own, accumulate=count)
+    parallel = finished_run(node, **own, npus=count)
     return within(parallel.losses, single.losses, ORDER_BOUNDS, f"one device with --accumulate {count}")
 
 
 def prove_cann_log(context: Context) -> CheckOutcome:
     """Look for CANN's log in the evidence of a run that asks for more of it."""
     if context.place.kind != "npu":
-        return _impossible("CANN is for NPUs")
+        return impossible("CANN is for NPUs")
     run = require(run_trainer(context, "log", steps=1, environ={"ASCEND_GLOBAL_LOG_LEVEL": "1"}))
     folder = evidence_folder(run.folder, 1, 0)
     files = [path for path in folder.rglob("plog-*.log") if path.stat().st_size]
@@ -167,6 +148,17 @@ def prove_cann_log(context: Context) -> CheckOutcome:
         expected,
         "look in $HOME/ascend/log; unset ASCEND_SLOG_PRINT_TO_STDOUT, which sends it elsewhere",
     )
+
+
+def on_all_devices(context: Context) -> Context | CheckOutcome:
+    """Return the node's devices as one place, or the outcome where this process has nothing to compare."""
+    place = context.place
+    devices = tuple(place.devices[rank] for rank in place.own_ranks)[:_MOST_DEVICES]
+    if place.rank != place.own_ranks[0]:
+        return CheckOutcome("passed", "the node's first process starts the runs")
+    if len(devices) < 2:
+        return impossible("it needs two devices of a node")
+    return replace(context, place=replace(place, devices=devices, rank=0, nodes=()))
 
 
 def _near_rounded_cpu(context: Context, reason: str, **options: Any) -> CheckOutcome:
@@ -207,15 +199,15 @@ def _list(values: Iterable[float]) -> str:
 def _resumed(context: Context, begun: SmallRun) -> CheckOutcome:
     """Resume a run, and compare it with a whole one."""
     context.mark("the resumed run")
-    resumed = require(run_trainer(context, begun.folder.name, resume="auto", **_WHOLE))
+    resumed = require(run_trainer(context, begun.folder.name, resume="auto", **WHOLE))
     if "] resumed " not in resumed.output:
         return CheckOutcome("failed", "the run began again", "it continues from its checkpoint", _REPAIR)
-    whole = finished_run(context, **_WHOLE)
-    outcome = _same_bits(whole, resumed, "an undisturbed run's", _REPAIR)
+    whole = finished_run(context, **WHOLE)
+    outcome = same_bits(whole, resumed, "an undisturbed run's", _REPAIR)
     if outcome.verdict == "passed":
         return outcome
     context.mark("the undisturbed run once more")
-    again = require(run_trainer(context, "again", **_WHOLE))
+    again = require(run_trainer(context, "again", **WHOLE))
     if again.state_sha256() == whole.state_sha256:
         return outcome
     return CheckOutcome(
@@ -226,7 +218,8 @@ def _resumed(context: Context, begun: SmallRun) -> CheckOutcome:
     )
 
 
-def _same_bits(expected: RunFigures, run: SmallRun, whose: str, advice: str) -> CheckOutcome:
+def same_bits(expected: RunFigures, run: SmallRun, whose: str, advice: str) -> CheckOutcome:
+    """Return whether a run has the losses and the state of another one, whose they are in words."""
     losses, state = run.losses, run.state_sha256()
     if losses == expected.losses and state == expected.state_sha256:
         return CheckOutcome("passed", f"{len(losses)} losses and the state are {whose}, bit for bit", "the same bits")
@@ -235,20 +228,21 @@ def _same_bits(expected: RunFigures, run: SmallRun, whose: str, advice: str) -> 
     return CheckOutcome("failed", f"not {whose} bits: {place}", "the same bits", advice)
 
 
-def _unless_refused(option: str, compare: Callable[[], CheckOutcome]) -> CheckOutcome:
-    """Return the outcome of a comparison, which means nothing where the trainer refuses its option on the device.
+def unless_refused(options: Collection[str], compare: Callable[[], CheckOutcome]) -> CheckOutcome:
+    """Return the outcome of a comparison, which means nothing where the trainer refuses one of its options there.
 
     The run opens the device and says so; this process must not, since a device can be for one process at a time.
     """
     try:
         return compare()
     except RefusedOptionError as error:
-        if error.option != option:
+        if error.option not in options:
             raise
-        return _impossible(error.reason)
+        return impossible(error.reason)
 
 
-def _impossible(reason: str) -> CheckOutcome:
+def impossible(reason: str) -> CheckOutcome:
+    """Return the outcome of a check that means nothing here."""
     return CheckOutcome("impossible", reason)
 
 

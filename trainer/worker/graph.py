@@ -1,6 +1,7 @@
 """Whether a run's steps are captured: `--graph auto` asks the record of `prove` in the folder of runs."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -13,11 +14,14 @@ from trainer.records.run_records import say
 from trainer.shared.config import TrainConfig
 from trainer.shared.container import node_name
 from trainer.shared.errors import UsageError
-from trainer.training.precision import capture_obstacle
+from trainer.training.precision import capture_obstacle, precision_name
 from trainer.worker.task import WorkerTask
 
-CAPTURED_STEP = "captured-step"
-"""The check of `prove` that compares captured steps with eager ones."""
+
+def captured_checks(precision: str, world_size: int) -> tuple[str, ...]:
+    """Return the checks of `prove` that show captured steps in an arithmetic, on one device or on several."""
+    several = ("captured-parallel",) if world_size > 1 else ()
+    return "captured-step", f"captured-{precision.lower()}", *several
 
 
 def proof_of(runs: Path, runtime: Device) -> FoundProof:
@@ -29,8 +33,8 @@ def proof_of(runs: Path, runtime: Device) -> FoundProof:
 def captures_steps(task: WorkerTask, config: TrainConfig, runtime: Device, group: dist.ProcessGroup | None) -> bool:
     """Return whether the run's steps are captured, the same on all ranks.
 
-    With `auto` they are if captured steps have passed their check on each rank's kind of device. On a device that could
-    capture steps, one line says what was decided and why.
+    With `auto` they are if captured steps in the run's arithmetic have passed their checks on each rank's kind of
+    device. On a device that could capture steps, one line says what was decided and why.
 
     Raises:
         UsageError: the user asks for it, and the device cannot do it.
@@ -43,8 +47,15 @@ def captures_steps(task: WorkerTask, config: TrainConfig, runtime: Device, group
         if obstacle is not None:
             raise UsageError(f"--graph on: {obstacle}: leave --graph off")
         return True
-    own = obstacle or proof_of(task.run.parent, runtime).obstacle(CAPTURED_STEP, node_name())
+    checks = captured_checks(precision_name(config, runtime), task.world_size)
+    own = obstacle or _lacking_proof(proof_of(task.run.parent, runtime), checks)
     reason = next(filter(None, all_gather_object(own, group)), None)
     if task.rank == 0 and obstacle is None:
-        say("graph", auto="off" if reason else "on", reason=reason or f"{CAPTURED_STEP} has passed on {runtime.name()}")
+        passed = f"{', '.join(checks)} passed on {runtime.name()}"
+        say("graph", auto="off" if reason else "on", reason=reason or passed)
     return reason is None
+
+
+def _lacking_proof(proof: FoundProof, checks: Sequence[str]) -> str | None:
+    """Return why the first of the checks that has not passed on this machine has not; None if all have."""
+    return next(filter(None, (proof.obstacle(check, node_name()) for check in checks)), None)

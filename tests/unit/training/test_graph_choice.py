@@ -10,8 +10,9 @@ from trainer.records.proof_record import ProvenCheck, add_to_proof
 from trainer.shared.config import TrainConfig
 from trainer.shared.container import node_name
 from trainer.shared.errors import UsageError
+from trainer.training.optimizer import OPTIMIZERS
 from trainer.worker import graph
-from trainer.worker.graph import CAPTURED_STEP, captures_steps, proof_of
+from trainer.worker.graph import captured_checks, captures_steps, proof_of
 from trainer.worker.task import WorkerTask
 
 
@@ -25,22 +26,49 @@ class CapturingDevice(CpuDevice):
 
 
 def choose(
-    run: Path, device: CpuDevice, *, precision: str = "fp32", mode: str = "full", choice: str = "auto", **others: object
+    run: Path,
+    device: CpuDevice,
+    *,
+    precision: str = "fp32",
+    mode: str = "full",
+    choice: str = "auto",
+    ranks: int = 1,
+    **others: object,
 ) -> bool:
     weights = Path("w") if mode == "eval" else None
     settings = {"graph": choice, "precision": precision, "mode": mode, "weights": weights, **others}
     config = TrainConfig.model_validate(settings)
-    return captures_steps(WorkerTask(config, run), config, device, None)
+    return captures_steps(WorkerTask(config, run, world_size=ranks), config, device, None)
 
 
-def prove(runs: Path, device: CpuDevice, verdict: str) -> None:
+def prove(runs: Path, device: CpuDevice, verdict: str, *checks: str) -> None:
     found = proof_of(runs, device)
     check = ProvenCheck.model_validate({"verdict": verdict, "time": "2026-11-30T21:00:00Z"})
-    add_to_proof(runs, found.device, node_name(), {CAPTURED_STEP: check})
+    checks = checks or captured_checks("fp32", 1)
+    add_to_proof(runs, found.device, node_name(), dict.fromkeys(checks, check))
 
 
-def test_the_check_that_auto_asks_for_exists() -> None:
-    assert CAPTURED_STEP in [check.name for check in CHECKS]
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "O2"])
+def test_the_checks_that_auto_asks_for_exist_and_try_every_optimizer(precision: str) -> None:
+    assert {check.name for check in CHECKS}.issuperset(captured_checks(precision, 2))
+    assert list(OPTIMIZERS) == [TrainConfig().optimizer], "the runs of these checks have no other one"
+
+
+def test_auto_captures_only_the_arithmetic_and_the_devices_that_were_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device, run = CapturingDevice(), tmp_path / "run"
+    prove(tmp_path, device, "passed", "captured-step", "captured-fp16")
+    assert choose(run, device, precision="fp16")
+    assert not choose(run, device, precision="bf16")
+    assert not choose(run, device, precision="fp16", ranks=2)
+    prove(tmp_path, device, "passed", "captured-parallel")
+    assert choose(run, device, precision="fp16", ranks=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert ' auto=on reason="captured-step, captured-fp16 passed on ' in lines[0]
+    assert "prove has not run captured-bf16 here: run it" in lines[1]
+    assert "prove has not run captured-parallel here: run it" in lines[2]
+    assert ' auto=on reason="captured-step, captured-fp16, captured-parallel passed on ' in lines[3]
 
 
 def test_auto_follows_the_record_and_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +81,7 @@ def test_auto_follows_the_record_and_says_so_once(tmp_path: Path, capsys: pytest
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" time=")[0].split()[1] for line in lines] == ["auto=off", "auto=off", "auto=on"]
     assert ' reason="prove has not run with ' in lines[0]
-    assert f": {CAPTURED_STEP} failed on {node_name()} at 2026-11-30T21:00:00Z" in lines[1]
+    assert f": captured-step failed on {node_name()} at 2026-11-30T21:00:00Z" in lines[1]
 
 
 def test_the_choice_of_the_user_needs_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +97,7 @@ def test_an_obstacle_of_the_device_or_of_apex_is_stronger(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device, run = CapturingDevice(), tmp_path / "run"
-    prove(tmp_path, device, "passed")
+    prove(tmp_path, device, "passed", *captured_checks("fp16", 1))
     monkeypatch.setattr(device, "kind", "npu")
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
     assert choose(run, device, precision="fp16")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trainer.proof import promises, small_runs
+from trainer.proof import captured, promises, small_runs
 from trainer.proof.check import CheckPlace, Context
 from trainer.proof.small_runs import SmallRun, run_environment
 from trainer.shared.errors import TrainerError
@@ -53,6 +53,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     own = Runs(tmp_path)
     monkeypatch.setattr(small_runs, "run_trainer", own.run)
     monkeypatch.setattr(promises, "run_trainer", own.run)
+    monkeypatch.setattr(captured, "run_trainer", own.run)
     monkeypatch.setattr(small_runs, "_FIGURES", {})
     return own
 
@@ -75,7 +76,6 @@ CASES: dict[str, tuple[str, Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]
     "no update in fp16": ("fp16_losses", [({"device": "own"}, {"losses": (1.5, 2.1, 2.8)})], "failed", "7e-01, 6e-01"),
     "far away": ("bf16_losses", [({"device": "own"}, {"losses": (1.51, 1.24, 2.75)})], "failed", "6e-01"),
     "no O2": ("o2_losses", (), "impossible", "not for a CPU"),
-    "no graphs": ("captured_step", (), "impossible", "no graphs"),
     "all left out": (
         "skipped_step",
         [({}, {"output": "[rank 0 cpu:0 #2] step epoch=0 loss=1 skipped=1\n" * 3})],
@@ -126,6 +126,54 @@ def test_a_check_names_the_difference_of_its_runs(runs: Runs, case: str) -> None
     assert bool(outcome.advice) == (verdict == "failed")
 
 
+NPUS = CheckPlace("npu", (0, 1), 0, 0)
+GRAPH = {"graph": "on"}
+UNABLE = "[rank 0 npu:0 #9] warning the device cannot capture the step, which runs eagerly: no\n"
+
+
+@pytest.mark.parametrize(
+    ("check", "place", "answers", "expected"),
+    [
+        ("captured_step", PLACE, (), ("impossible", "no graphs", 0)),
+        ("captured_parallel", PLACE, (), ("impossible", "no graphs", 0)),
+        ("captured_step", NPUS, (), ("passed", "3 losses and the state are the eager run's", 2)),
+        ("captured_fp16", NPUS, (), ("passed", "bit for bit", 2)),
+        ("captured_bf16", NPUS, [(GRAPH, OTHER)], ("failed", "from step 2 on", 2)),
+        ("captured_o2", NPUS, [(GRAPH, {"output": UNABLE})], ("failed", "cannot capture the step", 1)),
+        ("captured_parallel", NPUS, (), ("passed", "the losses in fp32, fp16, bf16, O2 are the eager runs'", 8)),
+        ("captured_parallel", NPUS, [(GRAPH, OTHER)], ("passed", "fp32, fp16, bf16, O2", 8)),
+        ("captured_parallel", NPUS, [(GRAPH, {"output": UNABLE})], ("failed", "cannot capture the step", 1)),
+        (
+            "captured_parallel",
+            NPUS,
+            [({"precision": "fp16", **GRAPH}, {"losses": (1.5, 2.1, 2.8)})],
+            ("failed", "losses differ by 0e+00, 7e-01, 6e-01 in fp16", 4),
+        ),
+    ],
+)
+def test_captured_steps_are_compared_with_eager_ones_in_each_arithmetic(
+    runs: Runs,
+    check: str,
+    place: CheckPlace,
+    answers: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    expected: tuple[str, str, int],
+) -> None:
+    runs.answers = answers
+    outcome = getattr(captured, f"prove_{check}")(Context(place, runs.folder, runs.folder, runs.folder, lambda _: None))
+    verdict, text, started = expected
+    assert (outcome.verdict, text in outcome.measured, len(runs.started)) == (verdict, True, started), outcome
+    assert (outcome.advice == "leave --graph off") == (verdict == "failed")
+
+
+def test_an_arithmetic_that_the_devices_do_not_have_is_left_out_of_their_captured_steps(runs: Runs) -> None:
+    refused = {"code": 2, "output": "[rank 0 npu:0 #1] error --precision bf16: no bfloat16: use O2\n"}
+    runs.answers = [({"precision": "bf16"}, refused)]
+    context = Context(NPUS, runs.folder, runs.folder, runs.folder, lambda _: None)
+    assert captured.prove_captured_bf16(context).verdict == "impossible"
+    outcome = captured.prove_captured_parallel(context)
+    assert (outcome.verdict, "fp32, fp16, O2" in outcome.measured) == ("passed", True), outcome
+
+
 @pytest.mark.parametrize(
     ("check", "option", "reason"),
     [
@@ -139,11 +187,11 @@ def test_what_the_trainer_refuses_on_a_device_means_nothing_there(
     output = f"[rank 0 npu:0 #1] error {option}: {reason}: do something else\n[node 0 #3] ended\n"
     runs.answers = [({}, {"code": 2, "output": output})]
     context = Context(CheckPlace("npu", (0,), 0, 0), runs.folder, runs.folder, runs.folder, lambda _: None)
-    outcome = getattr(promises, f"prove_{check}")(context)
+    outcome = getattr(captured if check == "captured_step" else promises, f"prove_{check}")(context)
     assert (outcome.verdict, outcome.measured, len(runs.started)) == ("impossible", reason, 1)
     runs.answers = [({}, {"code": 2, "output": output.replace(option, "--device npu")})]
     with pytest.raises(TrainerError, match=f"^--device npu: {re.escape(reason)}$"):
-        getattr(promises, f"prove_{check}")(context)
+        getattr(captured if check == "captured_step" else promises, f"prove_{check}")(context)
 
 
 def test_checks_share_the_runs_that_they_compare_with(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from trainer.training.precision.loss_scale import DeviceScaledPrecision, ScaledP
 from trainer.training.precision.master_weights import CapturedO2, NativeO2
 from trainer.training.precision.precision import Precision
 
-__all__ = ["Precision", "capture_obstacle", "choose_precision"]
+__all__ = ["Precision", "capture_obstacle", "choose_precision", "precision_name"]
 
 
 def choose_precision(config: TrainConfig, device: Device, *, captured: bool = False) -> Precision:
@@ -31,7 +31,7 @@ def choose_precision(config: TrainConfig, device: Device, *, captured: bool = Fa
     Raises:
         UsageError: the device does not have this arithmetic.
     """
-    name = _name(config, device)
+    name = precision_name(config, device)
     if name == "fp32":
         return Precision("fp32", device, None)
     if name == "bf16":
@@ -50,12 +50,13 @@ def choose_precision(config: TrainConfig, device: Device, *, captured: bool = Fa
 
 def capture_obstacle(config: TrainConfig, device: Device) -> str | None:
     """Return why a captured step cannot have the arithmetic of `config.precision`; None if it can."""
-    if _name(config, device) == "O2" and _has_apex(device):
+    if precision_name(config, device) == "O2" and _has_apex(device):
         return "apex's O2 reads each overflow on the host (fp16, bf16 and O2 without apex do not)"
     return None
 
 
-def _name(config: TrainConfig, device: Device) -> str:
+def precision_name(config: TrainConfig, device: Device) -> str:
+    """Return the arithmetic that `config.precision` means on `device`: fp32, bf16, fp16 or O2."""
     return device.default_precision if config.precision == "auto" else config.precision
 
 
