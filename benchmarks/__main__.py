@@ -34,7 +34,7 @@ ALL: Mapping[str, int] = {
     "large_cluster": 50,
 }
 """The modules of `make bench`, in the order of docs/performance.md, and the most seconds that each may take."""
-LONG = ("digits_accuracy",)
+LONG = ("compiled_step", "digits_accuracy")
 """Modules that take longer than all others together: they run only by their names, and come last on that page."""
 QUICK: Mapping[str, int] = {
     "step_counts": 30,

@@ -51,14 +51,14 @@ def measure(quick: bool) -> list[Figure]:
     """Return the figures of a step and of an evaluation, and in a whole run of the memory."""
     rounds = QUICK_ROUNDS if quick else ROUNDS
     training_steps = _training_steps()
-    steps = _in_turns("step", training_steps, rounds)
-    evaluations = _in_turns("evaluation", _evaluations(IMAGES), rounds)
+    steps = in_turns("step", training_steps, rounds)
+    evaluations = in_turns("evaluation", _evaluations(IMAGES), rounds)
     recomputing, ours = (
         Series(name, [seconds.wall for seconds in steps[name, OURS]]) for name in ("ours, recomputing", "ours")
     )
     return [
-        *_time_figures("training step", steps, STEP_BAR),
-        *_time_figures(f"evaluation of {IMAGES} images", evaluations, EVALUATION_BAR),
+        *time_figures("training step", steps, STEP_BAR),
+        *time_figures(f"evaluation of {IMAGES} images", evaluations, EVALUATION_BAR),
         Figure("step with `--activation-checkpointing`, wall time", "s", recomputing, ours, Bar(RECOMPUTING_BAR)),
         *(() if quick else _memory_figures()),
         *(() if quick else _evaluation_figures()),
@@ -66,7 +66,7 @@ def measure(quick: bool) -> list[Figure]:
     ]
 
 
-def _time_figures(what: str, times: dict[tuple[str, str], list[Seconds]], bar: float) -> Iterator[Figure]:
+def time_figures(what: str, times: dict[tuple[str, str], list[Seconds]], bar: float) -> Iterator[Figure]:
     """Yield the figures against each layout of timm's; the bar holds against the faster one."""
     peers = sorted((key for key in times if key[0] == "timm"), key=lambda key: _median_wall(times[key]))
     for peer in peers:
@@ -80,11 +80,11 @@ def _time_figures(what: str, times: dict[tuple[str, str], list[Seconds]], bar: f
 def _evaluation_figures() -> Iterator[Figure]:
     """Yield the times of larger batches, and of a process that has one thread."""
     name = f"evaluation of {MANY_IMAGES} images"
-    yield from _time_figures(name, _in_turns(name, _evaluations(MANY_IMAGES), QUICK_ROUNDS), EVALUATION_BAR)
+    yield from time_figures(name, in_turns(name, _evaluations(MANY_IMAGES), QUICK_ROUNDS), EVALUATION_BAR)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     name = f"evaluation of {IMAGES} images by one thread"
-    yield from _time_figures(name, _in_turns(name, _evaluations(IMAGES), QUICK_ROUNDS), EVALUATION_BAR)
+    yield from time_figures(name, in_turns(name, _evaluations(IMAGES), QUICK_ROUNDS), EVALUATION_BAR)
     torch.set_num_threads(threads)
 
 
@@ -119,7 +119,7 @@ def _network(name: str, layout: str) -> nn.Module:
     return network.to(memory_format=LAYOUTS[layout])
 
 
-def _networks() -> dict[tuple[str, str], nn.Module]:
+def make_networks() -> dict[tuple[str, str], nn.Module]:
     """Return ours and timm's in each layout, with the same weights."""
     networks = {("ours", OURS): _network("ours", OURS), **{("timm", name): _network("timm", name) for name in LAYOUTS}}
     state = networks["ours", OURS].state_dict()
@@ -133,7 +133,8 @@ def _batch(layout: str, count: int = IMAGES) -> tuple[Tensor, Tensor]:
     return torch.randn(count, 3, SIDE, SIDE).to(memory_format=LAYOUTS[layout]), torch.randint(1000, (count,))
 
 
-def _training_step(network: nn.Module, layout: str) -> Callable[[], None]:
+def training_step(network: nn.Module, layout: str) -> Callable[[], None]:
+    """Return a step of SGD on images in a layout."""
     images, labels = _batch(layout)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True, fused=True)
 
@@ -146,14 +147,14 @@ def _training_step(network: nn.Module, layout: str) -> Callable[[], None]:
 
 
 def _training_steps() -> dict[tuple[str, str], Callable[[], None]]:
-    networks = _networks()
+    networks = make_networks()
     networks["ours, recomputing", OURS] = _network("ours, recomputing", OURS)
-    return {key: _training_step(network, key[1]) for key, network in networks.items()}
+    return {key: training_step(network, key[1]) for key, network in networks.items()}
 
 
 def _evaluations(count: int) -> dict[tuple[str, str], Callable[[], None]]:
     """Return evaluations of `count` images: ours with folded batch norms, as a run evaluates."""
-    networks = _networks()
+    networks = make_networks()
     ours = networks["ours", OURS]
     assert isinstance(ours, PNASNet5)
     networks["ours", OURS] = folded(ours)
@@ -171,7 +172,7 @@ def _evaluations(count: int) -> dict[tuple[str, str], Callable[[], None]]:
     return {key: evaluation(network, key[1]) for key, network in networks.items()}
 
 
-def _in_turns(
+def in_turns(
     what: str, steps: dict[tuple[str, str], Callable[[], None]], rounds: int
 ) -> dict[tuple[str, str], list[Seconds]]:
     """Return the times of each; steps take turns, so that noise of the machine affects all."""
@@ -241,7 +242,7 @@ def _page_faults() -> Figure:
 
 def _faults(name: str, layout: str) -> float:
     """Return the page faults of the fourth training step of this process."""
-    step = _training_step(_network(name, layout), layout)
+    step = training_step(_network(name, layout), layout)
     for _ in range(3):
         step()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -252,7 +253,7 @@ def _faults(name: str, layout: str) -> float:
 def _peak_memory(name: str, layout: str) -> float:
     """Return the MiB by which two training steps raise this process's peak resident set."""
     before = _peak_resident()
-    step = _training_step(_network(name, layout), layout)
+    step = training_step(_network(name, layout), layout)
     for _ in range(2):
         step()
     return (_peak_resident() - before) / 1024
@@ -285,6 +286,14 @@ def _median_wall(times: list[Seconds]) -> float:
     return statistics.median(seconds.wall for seconds in times)
 
 
+def run_as_a_worker(benchmark: Benchmark) -> int:
+    """Run a benchmark in the environment of a CPU worker: malloc reads it when a process starts."""
+    if not KEEP_FREED_MEMORY.keys() <= os.environ.keys():
+        again = [sys.executable, "-m", f"benchmarks.{benchmark.name}", *sys.argv[1:]]
+        os.execve(sys.executable, again, os.environ | KEEP_FREED_MEMORY)
+    return run(benchmark)
+
+
 BENCHMARK = Benchmark(
     name="model_step",
     title="Training step and evaluation of pnasnet5large",
@@ -302,8 +311,5 @@ if __name__ == "__main__":
         print(json.dumps(_peak_memory(*sys.argv[2:])))
     elif sys.argv[1:2] == ["faults-of"]:
         print(json.dumps(_faults(*sys.argv[2:])))
-    elif not KEEP_FREED_MEMORY.keys() <= os.environ.keys():  # malloc reads them when a process starts
-        again = [sys.executable, "-m", "benchmarks.model_step", *sys.argv[1:]]
-        os.execve(sys.executable, again, os.environ | KEEP_FREED_MEMORY)
     else:
-        sys.exit(run(BENCHMARK))
+        sys.exit(run_as_a_worker(BENCHMARK))
