@@ -1,4 +1,4 @@
-"""A compiled run has an eager run's losses, and continues bit for bit after a kill."""
+"""A compiled run has an eager run's losses, with two ranks too, and continues bit for bit after a kill."""
 
 from pathlib import Path
 
@@ -20,7 +20,8 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one_and_continues_bit_for_bit
 ) -> None:
     eager = train(tmp_path, *recipe(*AUX), data=few_digits, name="eager")
     # The later starts find the kernels of the first one in torch's cache.
-    whole = train(tmp_path, *recipe(*AUX, "--compile"), data=few_digits, name="whole")
+    # Its compilation takes longer than a rank may wait.
+    whole = train(tmp_path, *recipe(*AUX, "--compile", "--stall-timeout-s", "30"), data=few_digits, name="whole")
     # Compiled kernels round otherwise, as another layout in memory does, and each step multiplies the difference.
     assert _losses(whole)[:2] == pytest.approx(_losses(eager)[:2], rel=1e-4)
     killed = BackgroundTrainer(tmp_path, few_digits, *AUX, "--compile", name="killed")
@@ -32,3 +33,11 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one_and_continues_bit_for_bit
     assert resumed.events("start")[0]["compile"] == "on", "the run keeps its settings"
     assert f"resumed bit_exact={expected_bit_exact()}" in resumed.stdout
     assert_same_run(whole.run, resumed.run, last_step=16)
+
+
+def test_two_compiled_ranks_have_the_losses_of_eager_ones(tmp_path: Path, few_digits: Path) -> None:
+    options = recipe(*AUX, "--npus", "2", "--epochs", "1", "--steps", "2", "--log-interval", "1")
+    eager = train(tmp_path, *options, data=few_digits, name="eager")
+    compiled = train(tmp_path, *options, "--compile", data=few_digits, name="compiled")
+    assert [line["compile"] for rank in (0, 1) for line in compiled.events("start", rank)] == ["on", "on"]
+    assert _losses(compiled) == pytest.approx(_losses(eager), rel=1e-4)

@@ -18,7 +18,7 @@ from trainer.topology.ports import free_port
 
 # One rank of a job that reduces a tensor in each step; in the third step it does what the test chose.
 RANK = """
-import ctypes, os, sys, time
+import ctypes, os, subprocess, sys, time
 from pathlib import Path
 import torch, torch.distributed as dist
 from trainer.distributed.watchdog import Watchdog
@@ -35,12 +35,21 @@ for step in range(1000):
             (folder / "pipe").open().read()
         if last and stuck == "interpreter":
             ctypes.PyDLL(None).sleep(1000)
+        if last and stuck.startswith("compil"):
+            watchdog.begin_compilation()
+            if stuck == "compiler":
+                (folder / "pipe").open().read()
+            while time.thread_time() < 4:
+                pass
+            busy = "import time; any(time.process_time() > 3 for _ in iter(int, 1))"
+            subprocess.run([sys.executable, "-c", busy], check=True)
+            watchdog.end_compilation()
     with watchdog.waiting("gradient exchange", epoch=4, step=step):
         if ranks > 1:
             dist.all_reduce(torch.ones(()))
     if step == 2:
         (folder / f"pid{rank}").write_text(str(os.getpid()))
-    if stuck == "none" and step == 40:
+    if stuck in ("none", "compiles") and step == 40:
         break
     time.sleep(0.05)
 watchdog.stop()
@@ -111,6 +120,18 @@ def test_a_rank_that_waits_for_data_is_the_cause_and_not_its_peers(start: Start)
     out, cause = end(start("data"))
     assert re.match(r"rank 1 cpu:1 has waited \d+ s for data at epoch 4 step 2: check the storage", cause)
     assert re.search(r"\[rank 1 cpu:1 #\d+\]   File .*pathlib.py.* in open", out), "its stack shows where it hangs"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_compilation_may_last_as_long_as_it_computes(start: Start, ranks: int) -> None:
+    process = start("compiles", ranks=ranks)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+
+
+def test_a_compiler_that_waits_is_the_cause_and_not_its_peers(start: Start) -> None:
+    _, cause = end(start("compiler"))
+    assert re.match(r"rank 1 cpu:1 has waited \d+ s for the compiler at epoch 4 step 2: it does not compute", cause)
 
 
 def test_a_peer_names_a_frozen_rank_although_this_rank_holds_the_store(start: Start, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from datetime import timedelta
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # see above
 
 BETWEEN = "work between steps"
-OWN_ACTIVITIES = frozenset({"data", "disk", BETWEEN})
+COMPILER = "the compiler"
+OWN_ACTIVITIES = frozenset({"data", "disk", COMPILER, BETWEEN})
 """Activities that need no peer. All else needs every rank: a rank that waits there is perhaps not to blame."""
 
 MAX_PEERS_SHOWN = 3
@@ -27,6 +28,7 @@ _CONNECT = timedelta(seconds=30)
 _CHECK = {
     "data": "check the storage and the loader's processes",
     "disk": "check the output folder's file system",
+    COMPILER: "it does not compute; check the disk of its cache (TORCHINDUCTOR_CACHE_DIR)",
 }
 _OR_WAIT = "or allow more with --stall-timeout-s"
 

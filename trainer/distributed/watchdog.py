@@ -3,6 +3,8 @@
 A stuck loader, file system, device or peer would otherwise hold every device of the job until a person looks. The
 training thread notes what it waits for, and no note may last too long. A note costs the training thread one assignment;
 a daemon thread does the rest, so that a thread that waits in a collective operation or a system call is watched too.
+
+A compilation can take longer than any other activity. It may last as long as it computes, and its peers wait for it.
 """
 
 import faulthandler
@@ -13,10 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from trainer.distributed.activity import BETWEEN, REPORT_S, Activity, ActivityBoard, stall_line
+from trainer.distributed.activity import BETWEEN, COMPILER, REPORT_S, Activity, ActivityBoard, stall_line
+from trainer.distributed.compilation import CompilerClock
 from trainer.shared.errors import CRASHED
 
 TICK_S = 1.0
+COMPILER_SHARE = 0.01
+"""The least share of a processor that a compilation uses which is not stuck."""
 _STDERR = 2
 
 
@@ -41,6 +46,8 @@ class Watchdog:
         # All that is not noted counts as work between steps.
         self._activity = Activity(BETWEEN)
         self._waited_s = 0.0
+        self._before_compilation = self._activity
+        self._compiler_clock: CompilerClock | None = None
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
         self._board: ActivityBoard | None = None
@@ -63,6 +70,16 @@ class Watchdog:
             yield
         finally:
             self._activity = Activity(before.name, before.position)
+
+    def begin_compilation(self) -> None:
+        """Note that torch's compiler works in this thread, until `end_compilation`."""
+        self._compiler_clock = CompilerClock()
+        self._before_compilation, self._activity = self._activity, Activity(COMPILER, self._activity.position)
+
+    def end_compilation(self) -> None:
+        """Start the activity again in which the compilation began."""
+        before = self._before_compilation
+        self._activity, self._compiler_clock = Activity(before.name, before.position), None
 
     def start(self) -> None:
         """Start to watch; the process group must exist."""
@@ -91,14 +108,27 @@ class Watchdog:
         while not self._stopped.wait(self._tick_s):
             now, activity = time.monotonic(), self._activity
             # The time in which the process itself was stopped, as a paused container is, does not count as waiting.
-            waited_s = self._waited_s + min(now - last, 2 * self._tick_s) if activity is last_activity else 0.0
-            last_activity, last, self._waited_s = activity, now, waited_s
+            waited_s = self._waited_s + min(now - last, 2 * self._tick_s)
+            if activity is not last_activity or self._compiles():
+                waited_s = 0.0
             self._arm_backstop()
             if self._board is not None:
                 self._board.set_polling(waited_s > self._timeout_s / 2)
             if waited_s >= (self._timeout_s if activity.needs_no_peer else self._peers_timeout_s):
-                self._end(activity, waited_s)
+                if activity.needs_no_peer or not self._peer_compiles():
+                    self._end(activity, waited_s)
+                waited_s = 0.0
+            last_activity, last, self._waited_s = activity, now, waited_s
         faulthandler.cancel_dump_traceback_later()
+
+    def _compiles(self) -> bool:
+        clock = self._compiler_clock
+        return clock is not None and clock.moved(COMPILER_SHARE * self._timeout_s)
+
+    def _peer_compiles(self) -> bool:
+        """Return whether another rank compiles, by its last report; its own watchdog knows whether it is stuck."""
+        peers = [] if self._board is None else self._board.peers()
+        return any(peer.activity is not None and peer.activity.name == COMPILER and not peer.silent for peer in peers)
 
     def _arm_backstop(self) -> None:
         """Have the process ended without the interpreter if this thread cannot run any more.

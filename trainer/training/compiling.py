@@ -4,19 +4,26 @@ The loss, the optimizer and evaluations, which use a copy of the network, stay e
 so that a compiled run differs from an eager one only by how its kernels round.
 """
 
+import importlib
 import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer.distributed.watchdog import Watchdog
 from trainer.shared.errors import UsageError
 
 _OPTIONS: dict[str, Any] = {"fallback_random": True}
 
 
-def compile_network(network: nn.Module, device: torch.device) -> None:
+def compile_network(network: nn.Module, device: torch.device, watchdog: Watchdog | None = None) -> None:
     """Let calls of `network` run compiled kernels: for each number of images the first call takes minutes.
+
+    Args:
+        network: of which later copies stay eager.
+        device: of the network.
+        watchdog: is told of each compilation, of backward passes too.
 
     Raises:
         UsageError: the device or this machine cannot do it.
@@ -37,8 +44,17 @@ def compile_network(network: nn.Module, device: torch.device) -> None:
             f"--compile: torch cannot compile on this machine: {reason}: install what it lacks (on a CPU g++, "
             "Python's headers and a cache folder, TORCHINDUCTOR_CACHE_DIR), or leave --compile out"
         ) from error
+    if watchdog is not None:
+        _tell_of_compilations(watchdog)
     # Of a network for any number of images the kernels would be slower.
     network.compile(dynamic=False, options=_OPTIONS)
+
+
+def _tell_of_compilations(watchdog: Watchdog) -> None:
+    # Typed as Any: the module is not imported before it is needed, and has no types for these.
+    compiler: Any = importlib.import_module("torch._dynamo")
+    compiler.on_compile_start(lambda _: watchdog.begin_compilation())
+    compiler.on_compile_end(lambda _: watchdog.end_compilation())
 
 
 def _increment(x: Tensor) -> Tensor:

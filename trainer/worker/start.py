@@ -85,7 +85,7 @@ def build_training(
     )
     prepared = precision.prepare(network, optimizer)
     if config.compile:
-        compile_network(prepared, device)
+        compile_network(prepared, device, watchdog)
     begin_state(optimizer, config)
     parallel = prepared if captured else data_parallel(prepared, device, bucket_mib=config.bucket_mib)
     clock = StepClock(runtime)

@@ -42,20 +42,29 @@ def test_a_compiled_network_is_one_graph_whose_losses_are_the_eager_ones() -> No
 
 PROGRAM = """
 import copy, sys, torch
+from types import SimpleNamespace
 from torch import nn
 from trainer.shared.errors import UsageError
 from trainer.training.compiling import compile_network
 
 torch.manual_seed(0)
 network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Dropout(0.5))
-eager, x = copy.deepcopy(network), torch.randn(2, 3, 8, 8)
+eager, x, notes = copy.deepcopy(network), torch.randn(2, 3, 8, 8), []
+watchdog = SimpleNamespace(
+    begin_compilation=lambda: notes.append("begin"), end_compilation=lambda: notes.append("end")
+)
 try:
-    compile_network(network, torch.device("cpu"))
+    compile_network(network, torch.device("cpu"), watchdog)
 except UsageError as error:
     print(error)
     sys.exit(error.exit_code)
 torch.manual_seed(1)
 compiled = network(x)
+compiled.sum().backward()
+times = len(notes) // 2
+assert times and notes == ["begin", "end"] * times, "the watchdog does not know of the compilation"
+network(x).sum().backward()
+assert len(notes) == 2 * times, "compiled again"
 torch.manual_seed(1)
 assert torch.allclose(compiled, eager(x), atol=1e-5), "the draws differ"
 assert copy.deepcopy(network)._compiled_call_impl is None, "the copy for an evaluation is compiled"
