@@ -12,6 +12,7 @@ from tests.local.resumable_runs import recipe
 from tests.npu.conftest import SHORT
 from trainer.records.proof_record import ProofRecord, ProvenCheck, ProvenDevice, add_to_proof
 from trainer.worker.graph import captured_checks
+from trainer.worker.proven import RESUMED
 
 
 @pytest.mark.usefixtures("on_npus")
@@ -28,8 +29,9 @@ def test_graph_auto_captures_where_prove_has_shown_that_it_works(few_digits: Pat
     (path,) = (tmp_path / ".proofs").glob("*/*.json")
     record = ProofRecord.model_validate_json(path.read_text())
     passed = ProvenCheck(verdict="passed", time="2026-11-30T21:00:00Z")
-    checks = dict.fromkeys(captured_checks("fp16", 2), passed)
-    add_to_proof(tmp_path, ProvenDevice.of(record.device, record.versions), record.host, checks)
+    checks = captured_checks("fp16", 2)
+    planted = dict.fromkeys((*checks, RESUMED), passed)
+    add_to_proof(tmp_path, ProvenDevice.of(record.device, record.versions), record.host, planted)
 
     after = train(tmp_path, *options, data=few_digits, name="after")
     assert after.code == 0, after.stdout
@@ -39,3 +41,6 @@ def test_graph_auto_captures_where_prove_has_shown_that_it_works(few_digits: Pat
     assert proof["record"] == str(path.parent)
     losses = [[(row["step"], row["loss"]) for row in run.metrics("step")] for run in (before, after)]
     assert losses[0] == losses[1]
+
+    resumed = train(tmp_path, *options, "--resume", "auto", data=few_digits, name="after")
+    assert '] resumed bit_exact="in small"' in resumed.stdout

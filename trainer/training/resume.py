@@ -100,8 +100,9 @@ def resume(
             *changes_since(before, fingerprint, content["config"], config),
             *(["other images"] if content["data"]["fingerprint"] != data["fingerprint"] else []),
         ]
-        # Kernels of other devices may add in another order each time.
-        same = "yes" if training.device.type == "cpu" else "not proven"
+        # Kernels of other devices may add in another order each time, large ones too where small ones do not.
+        small = "in small" if training.resumes_in_small else "not proven"
+        same = "yes" if training.device.type == "cpu" else small
         step = progress.global_step if is_snapshot else None
         say("resumed", bit_exact="no" if changes else same, differs="; ".join(changes) or None, snapshot=step)
     return progress

@@ -74,6 +74,8 @@ class Training:
     bad_images: BadImages
     captured: CapturedStep | None = None
     """The device's graphs of the steps; None for eager steps."""
+    resumes_in_small: bool = False
+    """Whether `prove` has shown with a small run that a killed one continues bit for bit on such a device."""
     bad_paths: set[str] = field(default_factory=set)
     """Of all ranks, since this process started."""
 

@@ -1,20 +1,18 @@
 """Whether a run's steps are captured: `--graph auto` asks the record of `prove` in the folder of runs."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch.distributed as dist
 
 from trainer.devices.device import Device
 from trainer.distributed.process_group import all_gather_object
-from trainer.environment.facts import read_facts
-from trainer.records.proof_record import FoundProof, ProvenDevice, find_proof
+from trainer.records.proof_record import FoundProof
 from trainer.records.run_records import say
 from trainer.shared.config import TrainConfig
 from trainer.shared.container import node_name
 from trainer.shared.errors import UsageError
 from trainer.training.precision import capture_obstacle, precision_name
+from trainer.worker.proven import proof_of
 from trainer.worker.task import WorkerTask
 
 
@@ -22,12 +20,6 @@ def captured_checks(precision: str, world_size: int) -> tuple[str, ...]:
     """Return the checks of `prove` that show captured steps in an arithmetic, on one device or on several."""
     several = ("captured-parallel",) if world_size > 1 else ()
     return "captured-step", f"captured-{precision.lower()}", *several
-
-
-def proof_of(runs: Path, runtime: Device) -> FoundProof:
-    """Return what `prove` has shown about this kind of device with these versions."""
-    facts = read_facts(os.environ, npu_smi_timeout_s=None)
-    return find_proof(runs, ProvenDevice.of(runtime.name(), facts.versions))
 
 
 def captures_steps(task: WorkerTask, config: TrainConfig, runtime: Device, group: dist.ProcessGroup | None) -> bool:

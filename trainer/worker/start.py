@@ -36,7 +36,8 @@ from trainer.training.optimizer import begin_state, make_optimizer
 from trainer.training.precision import choose_precision
 from trainer.training.steps import Training
 from trainer.training.time_split import StepClock
-from trainer.worker.graph import captures_steps, proof_of
+from trainer.worker.graph import captures_steps
+from trainer.worker.proven import proof_of, resumes_in_small
 from trainer.worker.task import WorkerTask
 
 _PACKAGES = ("pnas", "torch", "torchvision", "torch-npu", "apex", "numpy", "pillow", "safetensors")
@@ -113,6 +114,7 @@ def build_training(
         ),
         bad_images=BadImages(),
         captured=CapturedStep(runtime, device, FlatGradients(network.parameters())) if captured else None,
+        resumes_in_small=resumes_in_small(task.run.parent, runtime),
         micro_batch=choose_micro_batch(
             config, device=runtime.kind, processes=task.local_world_size, memory_bytes=memory_bytes()
         ),

@@ -12,7 +12,8 @@ from trainer.shared.container import node_name
 from trainer.shared.errors import UsageError
 from trainer.training.optimizer import OPTIMIZERS
 from trainer.worker import graph
-from trainer.worker.graph import captured_checks, captures_steps, proof_of
+from trainer.worker.graph import captured_checks, captures_steps
+from trainer.worker.proven import RESUMED, proof_of, resumes_in_small
 from trainer.worker.task import WorkerTask
 
 
@@ -127,3 +128,11 @@ def test_auto_captures_no_compiled_step(tmp_path: Path, capsys: pytest.CaptureFi
     prove(tmp_path, device, "passed")
     assert not choose(run, device, compile=True)
     assert capsys.readouterr().out == ""
+
+
+def test_a_resumed_run_knows_whether_a_small_one_has_continued_bit_for_bit(tmp_path: Path) -> None:
+    device = CapturingDevice()
+    assert RESUMED in [check.name for check in CHECKS]
+    for verdict, known in (("failed", False), ("passed", True)):
+        prove(tmp_path, device, verdict, RESUMED)
+        assert resumes_in_small(tmp_path, device) is known
