@@ -26,6 +26,8 @@ from trainer.topology.visible import Visible
 TUNED = "tuned.yaml"
 _CPU_RECIPE = {"PNAS_MODEL": "pnasnet5mobile", "PNAS_IMAGE_SIZE": "96", "PNAS_BATCH_SIZE": "8"}
 """On a CPU without other settings: a step of the default network takes a minute there."""
+_TIMED_S, _TIMED_ON_CPU_S = 10.0, 3.0
+"""The time of a run's timed steps. A CPU tries the command rather than finds settings: its tuning shall end soon."""
 _OPEN = "The tuning has not ended: chosen settings were not compared with the defaults together."
 _NOTHING = "No setting is clearly faster here than the defaults."
 
@@ -39,7 +41,7 @@ class TuningPlan:
     environ: Mapping[str, str]
     switches: tuple[Switch, ...]
     profile: TunedProfile
-    timed_s: float = 10.0
+    timed_s: float
     """How long the timed steps of a run take."""
 
     @property
@@ -66,7 +68,8 @@ def plan_tuning(
     processors = max(1, usable_processors() // devices)
     switches = switches_of(visible.kind, config, environ, devices=devices, processors=processors, affinity=affinity)
     place = CheckPlace(visible.kind, tuple(range(devices)), 0, 0)
-    return TuningPlan(place, config, environ, switches, TunedProfile(profile))
+    timed_s = _TIMED_ON_CPU_S if on_cpu else _TIMED_S
+    return TuningPlan(place, config, environ, switches, TunedProfile(profile), timed_s)
 
 
 def run_tuning(

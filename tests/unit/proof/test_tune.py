@@ -80,7 +80,7 @@ class _SimulatedTrainer:
 def _run(trainer: _SimulatedTrainer, tmp_path: Path, *switches: Switch) -> tuple[int | None, list[Result], Path]:
     profile = tmp_path / "output" / "tuned.yaml"
     place = CheckPlace("npu", (0, 1), 0, 0)
-    plan = TuningPlan(place, TrainConfig(), {"HOME": SECRET}, switches or SWITCHES, TunedProfile(profile))
+    plan = TuningPlan(place, TrainConfig(), {"HOME": SECRET}, switches or SWITCHES, TunedProfile(profile), timed_s=10.0)
     results: list[Result] = []
     stop = tune_switches(plan, tmp_path / "scratch", trainer, say=lambda _line: None, report=results.append)
     assert not (tmp_path / "scratch").exists()
