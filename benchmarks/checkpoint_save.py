@@ -42,7 +42,7 @@ from trainer.training.steps import StepWindow, Training, train_steps
 from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
 
-SIDE, IMAGES, CLASSES, ROUNDS, QUICK_ROUNDS = 331, 2, 1000, 4, 1
+SIDE, IMAGES, CLASSES, ROUNDS, QUICK_ROUNDS = 331, 2, 1000, 3, 1
 BAR = 0.10
 """Share of a step for which a save may block the loop, beyond the copy in memory."""
 NPU_STEP_S = 32 / 69

@@ -22,7 +22,7 @@ from tests.cluster.testbed.artifacts import images
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.storage import claims
 
-ROUNDS, QUICK_ROUNDS = 12, 2
+ROUNDS, QUICK_ROUNDS = 7, 2
 BAR = 1.0
 NAMESPACE = "submit"
 IMAGE = "localhost/python:1"
