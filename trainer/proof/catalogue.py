@@ -113,7 +113,7 @@ CHECKS: tuple[ProofCheck, ...] = (
         "O2 by apex gives the losses of O2 without it",
         "device",
         "trainer.proof.apex:prove_o2_apex",
-        limit_s=_OPERATORS_S,
+        limit_s=_RUN_S,
     ),
     ProofCheck(
         "link-speed",

@@ -32,7 +32,7 @@ _SUSTAINED_SLOW = {MATMUL: 0.4, COPY: 0.25}
 _LEAST_STEADY = 0.6
 """The part of its best rate below which a device's mean excuses no lower rate."""
 _LEAST_KEPT = 0.6
-"""A chip at its limit of power loses a fifth of its clock under load, one that is too hot half of it or more."""
+"""Far below what a chip loses at its limit of power; not measured on an NPU."""
 _AS_SLOW = 4.0
 """How many times faster another pair of a device can be, and still be as slow as this one."""
 _SAME_MEMORY = 0.02

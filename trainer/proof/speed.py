@@ -64,7 +64,8 @@ def _operations(side: int) -> float:
 def _heat(context: Context, side: int) -> dict[str, float]:
     """Repeat a product for some seconds; return the rates at the beginning and at the end.
 
-    Its numbers are random: equal ones switch few transistors, which takes less power.
+    Its numbers are random, because equal ones take less power (Gregersen and others, "Input-Dependent Power Usage in
+    GPUs", 2024).
     """
     runtime, device = opened(context.place)
     seconds = _EMULATED_HEAT_S if read_facts(os.environ, npu_smi_timeout_s=None).emulated else _HEAT_S
