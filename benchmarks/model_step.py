@@ -7,6 +7,7 @@ separately, in page faults. Memory: each network runs in a new process; the resu
 resident set over the interpreter and its libraries.
 
 The floor of a ratio is the time of only our convolutions against timm's whole pass: all else could only become free.
+The lower floor is the time of the same multiply-adds at the rate of one large convolution of the library.
 """
 
 import json
@@ -61,7 +62,7 @@ def measure(quick: bool) -> list[Figure]:
         *time_figures(f"evaluation of {IMAGES} images", evaluations, EVALUATION_BAR),
         Figure("step with `--activation-checkpointing`, wall time", "s", recomputing, ours, Bar(RECOMPUTING_BAR)),
         *(() if quick else _memory_figures()),
-        *(() if quick else _evaluation_figures()),
+        *(() if quick else _other_figures(training_steps)),
         *(() if quick else _floor_figures(training_steps, steps, evaluations)),
     ]
 
@@ -77,12 +78,14 @@ def time_figures(what: str, times: dict[tuple[str, str], list[Seconds]], bar: fl
             yield Figure(f"{what}, {clock} time", "s", ours, theirs, Bar(bar) if peer == peers[0] else None)
 
 
-def _evaluation_figures() -> Iterator[Figure]:
-    """Yield the times of larger batches, and of a process that has one thread."""
+def _other_figures(training_steps: dict[tuple[str, str], Callable[[], None]]) -> Iterator[Figure]:
+    """Yield the times of a larger batch, and of a process that has one thread, as each of several ranks has."""
     name = f"evaluation of {MANY_IMAGES} images"
     yield from time_figures(name, in_turns(name, _evaluations(MANY_IMAGES), QUICK_ROUNDS), EVALUATION_BAR)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    steps = {key: training_steps[key] for key in (("ours", OURS), ("timm", OURS))}
+    yield from time_figures("training step by one thread", in_turns("one thread", steps, QUICK_ROUNDS), STEP_BAR)
     name = f"evaluation of {IMAGES} images by one thread"
     yield from time_figures(name, in_turns(name, _evaluations(IMAGES), QUICK_ROUNDS), EVALUATION_BAR)
     torch.set_num_threads(threads)
@@ -93,9 +96,15 @@ def _floor_figures(
     steps: dict[tuple[str, str], list[Seconds]],
     evaluations: dict[tuple[str, str], list[Seconds]],
 ) -> Iterator[Figure]:
+    evaluating, rates = f"evaluation of {IMAGES} images", _large_rates(ROUNDS)
+    operations = _operations()
     yield _floor("training step", training_steps, steps)
-    yield _floor(f"evaluation of {IMAGES} images", _evaluations(IMAGES), evaluations)
-    yield _rates(ROUNDS)
+    yield _floor_at_peak(
+        "training step", 3 * operations, rates, steps
+    )  # forward, and the gradients of maps and weights
+    yield _floor(evaluating, _evaluations(IMAGES), evaluations)
+    yield _floor_at_peak(evaluating, operations, rates, evaluations)
+    yield _rates(operations, rates)
     yield _page_faults()
 
 
@@ -209,12 +218,32 @@ def _floor(
     return Figure(f"{what}, its floor: only convolutions, wall time", "s", ours, theirs)
 
 
-def _rates(rounds: int) -> Figure:
+def _floor_at_peak(
+    what: str, operations: float, rates: list[float], times: dict[tuple[str, str], list[Seconds]]
+) -> Figure:
+    """Return the time of all multiply-adds at the rate of one large convolution, against timm's whole pass."""
+    peer = _best(times)
+    ours = Series("at a large convolution's rate", [operations / rate / 1e9 for rate in rates])
+    theirs = Series(", ".join(peer), [time.wall for time in times[peer]])
+    return Figure(f"{what}, its floor: at the peak of the library, wall time", "s", ours, theirs)
+
+
+def _rates(operations: float, rates: list[float]) -> Figure:
     """Return the rate of the convolutions of an evaluation against one large convolution of the same library."""
-    steps = _evaluations(IMAGES)
+    floor = _floor("", _evaluations(IMAGES), {("timm", OURS): [Seconds(1, 1)] * len(rates)})
+    ours = Series("ours", [operations / seconds / 1e9 for seconds in floor.ours.samples])
+    return Figure("rate of the convolutions of an evaluation", "GFLOP/s", ours, Series("a large one", rates))
+
+
+def _operations() -> float:
+    """Return the operations of an evaluation, two for a multiply-add."""
     with FlopCounterMode(display=False) as counter:
-        steps["timm", OURS]()
-    floor = _floor("", steps, {("timm", OURS): [Seconds(1, 1)] * rounds})
+        _evaluations(IMAGES)["timm", OURS]()
+    return float(counter.get_total_flops())
+
+
+def _large_rates(rounds: int) -> list[float]:
+    """Return the GFLOP/s of one large 1x1 convolution whose weight is in oneDNN's order."""
     large = PackedConv2d(nn.Conv2d(1080, 1080, 1).requires_grad_(False))
     maps = torch.randn(IMAGES, 1080, 84, 84).to(memory_format=torch.channels_last)
     operations = 2 * maps.numel() * 1080
@@ -224,10 +253,7 @@ def _rates(rounds: int) -> Figure:
         began = time.perf_counter()
         large(maps)
         rates.append(operations / (time.perf_counter() - began) / 1e9)
-    ours = [counter.get_total_flops() / seconds / 1e9 for seconds in floor.ours.samples]
-    return Figure(
-        "rate of the convolutions of an evaluation", "GFLOP/s", Series("ours", ours), Series("a large one", rates)
-    )
+    return rates
 
 
 def _page_faults() -> Figure:
@@ -299,7 +325,8 @@ BENCHMARK = Benchmark(
     title="Training step and evaluation of pnasnet5large",
     method=f"{SIDE} px, fp32, {IMAGES} images; a step is forward, backward and fused SGD with momentum, after "
     f"{WARM_UP} to warm up. All have a CPU worker's environment, whose malloc keeps freed memory. Ours evaluates with "
-    "folded batch norms. A floor is the time of only our convolutions, against timm's whole pass. Memory is the "
+    "folded batch norms. A floor is the time of only our convolutions, or of their multiply-adds at the rate of one "
+    "large convolution, against timm's whole pass. Memory is the "
     "growth of the peak resident set of a new process whose malloc keeps no free blocks.",
     measure=measure,
     packages=("torch", "timm"),
