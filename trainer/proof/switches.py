@@ -113,8 +113,9 @@ def _known_switches(kind: DeviceKind, *, devices: int, processors: int, affinity
         yield Switch("graph", ("on",), f"{_HOST_TIME}; a captured step is queued at once")
     if devices > 1:
         yield Switch("bucket_mib", ("10", "100"), "exchanges of gradients begin earlier, or are fewer")
-    if kind != "npu":
+    if kind == "cuda":  # on a CPU, whose runs repeat bit for bit, its other roundings are refused after minutes
         yield Switch("compile", ("true",), "kernels that do the work of several; a start takes minutes")
+    if kind != "npu":
         yield Switch("memory_format", ("nchw", "nhwc"), "kernels for convolutions differ by the layout of maps")
     if library := next(filter(None, map(ctypes.util.find_library, _ALLOCATORS)), None):
         yield Switch("LD_PRELOAD", (library,), "another allocator of the host's memory")

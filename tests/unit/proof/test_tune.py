@@ -252,12 +252,11 @@ def test_each_kind_has_its_switches_and_no_value_is_the_present_one(kind: Device
         assert values["graph"] == ("on",)
         assert ("HCCL_OP_EXPANSION_MODE" in values) == (devices > 1)
         assert values.keys().isdisjoint({"HCCL_BUFFSIZE", "PYTORCH_NPU_ALLOC_CONF"})
-        assert "compile" not in values
     else:
         assert values["memory_format"] == ("nhwc",)
-        assert values["compile"] == ("true",)
         assert "TASK_QUEUE_ENABLE" not in values
     assert ("bucket_mib" in values) == (devices > 1)
+    assert ("compile" in values) == (kind == "cuda")
 
 
 def test_sixteen_switches_are_tried_on_a_node_of_npus() -> None:
