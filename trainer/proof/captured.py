@@ -13,7 +13,7 @@ from trainer.proof.promises import (
     ORDER_BOUNDS,
     ROUNDING_BOUNDS,
     WHOLE,
-    impossible,
+    impossible_here,
     on_all_devices,
     same_bits,
     unless_refused,
@@ -57,7 +57,7 @@ def prove_captured_parallel(context: Context) -> CheckOutcome:
     Both add the gradients of three and more devices in another order.
     """
     if context.place.kind == "cpu":
-        return impossible(_NO_GRAPHS)
+        return impossible_here(_NO_GRAPHS)
     node = on_all_devices(context)
     if isinstance(node, CheckOutcome):
         return node
@@ -79,7 +79,7 @@ def prove_captured_parallel(context: Context) -> CheckOutcome:
             return replace(outcome, measured=f"{outcome.measured} in {precision}", advice=_ADVICE)
         shown.append(precision)
     if not shown:
-        return impossible(reasons[0])
+        return impossible_here(reasons[0])
     return CheckOutcome("passed", f"the losses in {', '.join(shown)} are the eager runs'", "as near as rounding allows")
 
 
@@ -107,7 +107,7 @@ def _refusal(captured: SmallRun) -> CheckOutcome | None:
 def _compare(context: Context, name: str, options: dict[str, Any]) -> CheckOutcome:
     """Compare a captured run with the eager one that has the same options."""
     if context.place.kind == "cpu":
-        return impossible(_NO_GRAPHS)
+        return impossible_here(_NO_GRAPHS)
 
     def compare() -> CheckOutcome:
         captured = _captured_run(context, name, options)

@@ -74,7 +74,7 @@ def prove_bf16_losses(context: Context) -> CheckOutcome:
 def prove_o2_losses(context: Context) -> CheckOutcome:
     """Compare losses in O2, by apex if it is installed, with the CPU's in fp32."""
     if context.place.kind == "cpu":
-        return impossible("O2 is not for a CPU")
+        return impossible_here("O2 is not for a CPU")
     by = "O2 by apex" if has_apex() else "O2 without apex"
     return _near_rounded_cpu(context, f"operands of 11 bits, {by}", precision="O2", loss_scale=128)
 
@@ -135,7 +135,7 @@ def prove_data_parallel(context: Context) -> CheckOutcome:
 def prove_cann_log(context: Context) -> CheckOutcome:
     """Look for CANN's log in the evidence of a run that asks for more of it."""
     if context.place.kind != "npu":
-        return impossible("CANN is for NPUs")
+        return impossible_here("CANN is for NPUs")
     run = require(run_trainer(context, "log", steps=1, environ={"ASCEND_GLOBAL_LOG_LEVEL": "1"}))
     folder = evidence_folder(run.folder, 1, 0)
     files = [path for path in folder.rglob("plog-*.log") if path.stat().st_size]
@@ -157,7 +157,7 @@ def on_all_devices(context: Context) -> Context | CheckOutcome:
     if place.rank != place.own_ranks[0]:
         return CheckOutcome("passed", "the node's first process starts the runs")
     if len(devices) < 2:
-        return impossible("it needs two devices of a node")
+        return impossible_here("it needs two devices of a node")
     return replace(context, place=replace(place, devices=devices, rank=0, nodes=()))
 
 
@@ -238,10 +238,10 @@ def unless_refused(options: Collection[str], compare: Callable[[], CheckOutcome]
     except RefusedOptionError as error:
         if error.option not in options:
             raise
-        return impossible(error.reason)
+        return impossible_here(error.reason)
 
 
-def impossible(reason: str) -> CheckOutcome:
+def impossible_here(reason: str) -> CheckOutcome:
     """Return the outcome of a check that means nothing here."""
     return CheckOutcome("impossible", reason)
 
