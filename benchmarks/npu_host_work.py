@@ -48,7 +48,7 @@ CLOCK_BAR = 0.01
 # Network, side, images, rounds of one step each.
 SIZES = (("pnasnet5tiny", 32, 32, 20), ("pnasnet5mobile", 96, 8, 8), ("pnasnet5large", 331, 2, 4))
 HOST_SIZE = ("pnasnet5large", 64, 2)
-HOST_STEPS, HOST_ROUNDS, QUICK_HOST_ROUNDS = 4, 30, 8
+HOST_STEPS, HOST_ROUNDS, QUICK_HOST_ROUNDS = 4, 30, 4
 ARITHMETIC = ("fp32", "fp16", "O2")
 CLASSES = 1000
 PEERS = 8

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from benchmarks.report import Bar, Benchmark, Figure, Series, run
 from trainer.data.digits import write_digits
 
-ROUNDS, QUICK_ROUNDS = 9, 2
+ROUNDS, QUICK_ROUNDS = 9, 1
 BAR = 1.5
 MODEL = """
 import torch
