@@ -35,6 +35,8 @@ def compile_network(network: nn.Module, device: torch.device, watchdog: Watchdog
         raise UsageError(
             "--compile: TORCH_COMPILE_DISABLE=1 lets torch compile nothing: unset it, or leave --compile out"
         )
+    if watchdog is not None:
+        _tell_of_compilations(watchdog)
     try:
         # Without its headers or a linker a compiler is not enough: a small kernel shows it before the data is read.
         torch.compile(_increment, options=_OPTIONS)(torch.zeros(2, device=device))
@@ -44,8 +46,6 @@ def compile_network(network: nn.Module, device: torch.device, watchdog: Watchdog
             f"--compile: torch cannot compile on this machine: {reason}: install what it lacks (on a CPU g++, "
             "Python's headers and a cache folder, TORCHINDUCTOR_CACHE_DIR), or leave --compile out"
         ) from error
-    if watchdog is not None:
-        _tell_of_compilations(watchdog)
     # Of a network for any number of images the kernels would be slower.
     network.compile(dynamic=False, options=_OPTIONS)
 
