@@ -35,9 +35,9 @@ def compile_network(network: nn.Module, device: torch.device, watchdog: Watchdog
         raise UsageError(
             "--compile: TORCH_COMPILE_DISABLE=1 lets torch compile nothing: unset it, or leave --compile out"
         )
-    if watchdog is not None:
-        _tell_of_compilations(watchdog)
     try:
+        if watchdog is not None:
+            _tell_of_compilations(watchdog)
         # Without its headers or a linker a compiler is not enough: a small kernel shows it before the data is read.
         torch.compile(_increment, options=_OPTIONS)(torch.zeros(2, device=device))
     except (RuntimeError, OSError) as error:
