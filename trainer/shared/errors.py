@@ -6,6 +6,7 @@ TrainerError                  1  training failed
 ├── FolderTakenError          6  the output folder belongs to another run
 ├── NoRetryError              7  the same start would fail in the same way
 │   └── DivergedError         7  the loss or the gradient was not finite in too many steps in a row
+├── RefusedOptionError        1  a small run of `prove` did not start, because its device cannot do what an option asks
 ├── StoppedError             75  stopped when there was nothing to save: start the run again
 └── UsageError                2  options, environment, profile, rank table or data are wrong: nothing was started
     ├── ConfigError           2  an option is wrong, alone or together with others
