@@ -20,6 +20,26 @@ the ratio is the median of the ratios of the turns. A small ratio is good for ti
 No figure comes from a real NPU.
 """
 
+_FLOORS = """\
+## What holds the missed bars
+
+A row `its floor` is measured in the same run. The other figures of this section are of 2026-12-01, on two quiet cores
+with torch 2.14.1 and oneDNN 3.12, from torch's profiler and `ONEDNN_VERBOSE=profile_exec`.
+
+- A training step is convolutions for three quarters, and timm has the same ones. Their 1x1 forward passes and gradients
+  of maps run at 470 to 500 GFLOP/s of about 515, the gradients of weights at 370. Weights are put into oneDNN's order,
+  and their gradients out of it, at each step: 60 of 1,220 ms, by copies that torch does not let a program keep. Batch
+  norms (70 ms) and the optimizer (27 ms) are limited by memory. Paid and stayed: gradients of wide depthwise weights in
+  strips (0.91 to 0.88 of timm's step), 1x1 convolutions by oneDNN with one thread too (0.56). Paid nothing and went:
+  huge pages, matrix products of MKL (half the rate), gradients of depthwise maps by forward convolutions.
+- An evaluation is convolutions for four fifths, and these alone take longer than the bar. Paid and stayed: folded batch
+  norms, 1x1 weights in oneDNN's order once. Paid 1 % or nothing and went: depthwise weights in that order, a ReLU
+  within the convolution before it. Not tried: a sum within a convolution; all sums are 2 % of the time.
+- Packed photos: two cores decode them nearly all of the time; from a disk without delays there is nothing to gain.
+- A whole step of the large network on the emulated NPU: its peer, the CPU, had just got the kernels in strips, which
+  the emulation does not have. The benchmark leaves them out since then, and this row is to be measured again.
+"""
+
 
 def files() -> dict[Path, str]:
     """Return the text of the page.
@@ -49,6 +69,7 @@ def page(folder: Path, names: Sequence[str]) -> Iterator[str]:
     missing = [f"`python -m benchmarks.{name}`" for name in names if name not in paths]
     if missing:
         yield f"Not measured yet: {', '.join(missing)}.\n"
+    yield _FLOORS
     for result in results:
         yield from result.section()
     if paths.keys() >= COUNTS.keys():
