@@ -16,7 +16,7 @@ class CompilerClock:
     def moved(self, least_s: float) -> bool:
         """Return whether the compilation has used `least_s` more seconds since this was last true."""
         used_s = self._used_s()
-        # An ended compiler takes its time away with it, which is movement too.
+        # A process that has ended without a parent to wait for it takes its time away, which is movement too.
         if abs(used_s - self._mark_s) < least_s:
             return False
         self._mark_s = used_s
@@ -26,8 +26,9 @@ class CompilerClock:
         used_s = 0.0
         with suppress(psutil.Error):
             used_s += sum(one.user_time + one.system_time for one in self._process.threads() if one.id == self._thread)
+            # With the time of ended children, since a compilation starts hundreds of short compilers.
+            used_s += sum(self._process.cpu_times()[2:4])
             for child in self._process.children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    times = child.cpu_times()
-                    used_s += times.user + times.system
+                    used_s += sum(child.cpu_times()[:4])
         return used_s

@@ -1,8 +1,12 @@
 """A rank that has waited too long names the ranks to blame; an unstarted watchdog does nothing."""
 
+import subprocess
+import sys
+
 import pytest
 
 from trainer.distributed.activity import BETWEEN, Activity, Peer, decode_report, encode_report, stall_line
+from trainer.distributed.compilation import CompilerClock
 from trainer.distributed.watchdog import Watchdog
 from trainer.supervisor import blames_a_peer
 
@@ -75,3 +79,14 @@ def test_an_unstarted_watchdog_never_ends_the_process() -> None:
     with pytest.raises(KeyError), watchdog.waiting("data", epoch=0, step=0):
         raise KeyError
     watchdog.stop()
+
+
+def test_short_compilers_one_after_the_other_are_movement() -> None:
+    clock = CompilerClock()
+    busy = "import time; any(time.process_time() > 0.1 for _ in iter(int, 1))"
+    moved = []
+    for _ in range(4):
+        subprocess.run([sys.executable, "-S", "-c", busy], check=True)
+        moved.append(clock.moved(0.15))
+    assert any(moved), "four compilers, each of which has used less than 0.15 s"
+    assert not clock.moved(60.0)
