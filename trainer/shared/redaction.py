@@ -97,7 +97,8 @@ _LONGEST_KEY = 200
 # Four numbers, or groups of hexadecimal digits, the last two of which can be written as four numbers.
 _QUAD = r"\d{1,3}(?:\.\d{1,3}){3}(?!\.?\d)"
 _ADDRESS = re.compile(
-    rf"(?<![\d.]){_QUAD}|(?<![\w:.])(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}(?:{_QUAD}|[0-9A-Fa-f]{{0,4}})(?!\w)"
+    rf"(?<!\d)(?<!\d\.){_QUAD}|(?<![\w:.])(?P<name>(?=[0-9A-Fa-f]*[g-zG-Z_])\w+:)?"
+    rf"(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}(?:{_QUAD}|[0-9A-Fa-f]{{0,4}})(?!\w)"
 )
 _VERSION_BEFORE = re.compile(r"\b(?:version|v)[\s:='\"]*$", re.IGNORECASE)
 _LONGEST_WORD_BEFORE = 20
@@ -199,15 +200,16 @@ class Redactor:
 
     def _hide_address(self, found: re.Match[str]) -> str:
         """Return what stands for something like an address; the colon that ends `fd00::1:` is not a part of one."""
-        text = found[0]
+        name = found["name"] or ""
+        text = found[0].removeprefix(name)
         end = ":" if text.endswith(":") and not text.endswith("::") else ""
         try:
             address = ipaddress.ip_address(text.removesuffix(end))
         except ValueError:
-            return text
+            return found[0]
         before = found.string[max(0, found.start() - _LONGEST_WORD_BEFORE) : found.start()]
         is_version = text in (self._versions or ()) or _VERSION_BEFORE.search(before)
-        return text if is_version or address.is_loopback or address.is_unspecified else self._hide() + end
+        return found[0] if is_version or address.is_loopback or address.is_unspecified else name + self._hide() + end
 
     def _is_of_key(self, body: str) -> bool:
         """Return whether a line is of a private key; lines of other ranks can stand between its lines."""

@@ -308,6 +308,8 @@ def test_objects_lose_their_secrets_and_nothing_else() -> None:
         ("node-10.1.2.3.nip.io", f"node-{HIDDEN}.nip.io"),
         ("HCCL_IF_IP=2001:db8::5 and ::ffff:10.1.2.3", f"HCCL_IF_IP={HIDDEN} and {HIDDEN}"),
         ("fe80::1%eth0 [2001:db8:0:0:0:0:0:1]:80", f"{HIDDEN}%eth0 [{HIDDEN}]:80"),
+        ("addr:fd00::1 inet6:2001:db8::7 host:fd00::1:29500", f"addr:{HIDDEN} inet6:{HIDDEN} host:{HIDDEN}:29500"),
+        ("worker.10.1.2.3", f"worker.{HIDDEN}"),
         ("fd00::1: lost; fd00::2", f"{HIDDEN}: lost; {HIDDEN}"),
         ('{"address": "10.1.2.3"}', f'{{"address": "{HIDDEN}"}}'),
     ],
@@ -322,7 +324,7 @@ def test_addresses_are_hidden_on_request(line: str, clean: str) -> None:
     [
         "127.0.0.1:29500 ::1 0.0.0.0 [::]:80",
         "CANN 8.0.0.1, driver version 24.1.0.3, V7.5.0.1, version=7.5.0.1.129 2.9.0.post2",
-        "2026-12-01T00:15:42Z 12:30:45 0000:C1:00.0 c10::Error at::native::add std::vector",
+        "2026-12-01T00:15:42Z 12:30:45 0000:C1:00.0 c10::Error at::native::add std::vector pci:0000:c1:00 at:12:30:45",
         "1.2.3 1.2.3.4.5 300.1.2.3 a::b::c::d::e::f::g::h::i",
     ],
 )
@@ -330,7 +332,7 @@ def test_what_only_looks_like_an_address_stays(line: str) -> None:
     assert Redactor(versions=("8.0.0.1",)).text(line) == line
 
 
-@pytest.mark.parametrize("part", ["1.", "1:", "::", "fd00:", "1.1.1.1 "])
+@pytest.mark.parametrize("part", ["1.", "1:", "::", "fd00:", "1.1.1.1 ", "g", "a", "g:", "ag:: "])
 def test_a_long_line_is_searched_once_for_addresses(part: str) -> None:
     line = part * (1_000_000 // len(part))
     assert Redactor(versions=()).text(f"{line}\nafter\n").endswith("\nafter\n")
