@@ -4,7 +4,7 @@ The trainer takes apex wherever it is installed, so this calls both kinds of O2 
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 
 from trainer.model.pnasnet import build_model
 from trainer.proof.check import CheckOutcome, Context

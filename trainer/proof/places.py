@@ -93,7 +93,9 @@ def _rings(devices: NodeDevices) -> list[list[int]]:
     One without another in its ring joins the ring next to it, if that is possible.
     """
     rings: list[list[int]] = []
-    for _, ring in itertools.groupby(devices.numbers, key=lambda number: devices.id_of(number) // _RING):
+    # A user can make them visible in any order.
+    numbers = sorted(devices.numbers, key=devices.id_of)
+    for _, ring in itertools.groupby(numbers, key=lambda number: devices.id_of(number) // _RING):
         members = list(ring)
         if rings and 1 in (len(rings[-1]), len(members)) and not _has_rings(devices.model):
             rings[-1] += members
