@@ -44,7 +44,7 @@ def pointwise_dilation(x: Tensor, weight: Tensor) -> int:
     """Return the dilation with which a 1x1 convolution of this map trains fastest; each gives the same function."""
     # Also with several threads, with which torch asks oneDNN anyway: a compiled network cannot look at their number.
     gains = x.shape[0] < FEWEST_IMAGES and min(weight.shape[:2]) >= FEWEST_POINTWISE
-    return 2 if gains and has_onednn(x) and _trains(weight) else 1
+    return 2 if gains and has_onednn(x) and _trains(weight) and _is_nhwc(x) else 1
 
 
 def takes_strips(x: Tensor, weight: Tensor) -> bool:
@@ -56,8 +56,13 @@ def takes_strips(x: Tensor, weight: Tensor) -> bool:
         and x.shape[1] >= FEWEST_CHANNELS
         and x.shape[3] >= weight.shape[-1]
         and CAPABILITY == "AVX512"  # with AVX2, strips of 5x5 gain nothing
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and _is_nhwc(x)
     )
+
+
+def _is_nhwc(x: Tensor) -> bool:
+    # Maps in NCHW, which an NPU has, keep torch's own kernels on a CPU too: their losses can be compared bit for bit.
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _trains(weight: Tensor) -> bool:
