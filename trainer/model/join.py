@@ -101,7 +101,7 @@ def _mask_(gradient: Tensor, rectified: Tensor) -> Tensor:
 
 def _empty_joined(x: Tensor, count: int) -> Tensor:
     images, channels, *sides = x.shape
-    memory_format = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
+    memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
     shape = images, count * channels, *sides
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
@@ -115,11 +115,11 @@ def _by_sum(joined: Tensor, count: int) -> Tensor:
 def _empty_by_sum(joined: Tensor, count: int) -> Tensor:
     """Return an empty (count, N, C, H, W) whose maps are dense, in the layout of `joined`."""
     images, channels, height, width = joined.shape
-    if _is_channels_last(joined):
+    if is_channels_last(joined):
         return joined.new_empty(count, images, height, width, channels // count).permute(0, 1, 4, 2, 3)
     return joined.new_empty(count, images, channels // count, height, width)
 
 
-def _is_channels_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
     """Return the layout that the strides tell, also of maps of one pixel, which are contiguous in both."""
     return x.stride(1) == 1 and x.stride(3) != 1

@@ -18,6 +18,8 @@ import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch pro
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from trainer.model.join import is_channels_last
+
 CAPABILITY = torch.backends.cpu.get_cpu_capability() if torch.backends.mkldnn.is_available() else ""
 """The vector instructions that oneDNN's kernels use here; empty if torch was built without oneDNN."""
 STRIPS = {5: (3, 2), 7: (2, 3, 2)}
@@ -42,9 +44,10 @@ def has_onednn(x: Tensor) -> bool:
 
 def pointwise_dilation(x: Tensor, weight: Tensor) -> int:
     """Return the dilation with which a 1x1 convolution of this map trains fastest; each gives the same function."""
+    # Maps in NCHW, which an NPU has, keep torch's own kernels: losses of NPUs and CPUs can be compared bit for bit.
     # Also with several threads, with which torch asks oneDNN anyway: a compiled network cannot look at their number.
     gains = x.shape[0] < FEWEST_IMAGES and min(weight.shape[:2]) >= FEWEST_POINTWISE
-    return 2 if gains and has_onednn(x) and _trains(weight) and _is_nhwc(x) else 1
+    return 2 if gains and has_onednn(x) and _trains(weight) and is_channels_last(x) else 1
 
 
 def takes_strips(x: Tensor, weight: Tensor) -> bool:
@@ -56,13 +59,8 @@ def takes_strips(x: Tensor, weight: Tensor) -> bool:
         and x.shape[1] >= FEWEST_CHANNELS
         and x.shape[3] >= weight.shape[-1]
         and CAPABILITY == "AVX512"  # with AVX2, strips of 5x5 gain nothing
-        and _is_nhwc(x)
+        and is_channels_last(x)
     )
-
-
-def _is_nhwc(x: Tensor) -> bool:
-    # Maps in NCHW, which an NPU has, keep torch's own kernels on a CPU too: their losses can be compared bit for bit.
-    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _trains(weight: Tensor) -> bool:

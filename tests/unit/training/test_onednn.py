@@ -85,7 +85,8 @@ def test_a_1x1_convolution_is_dilated_only_where_torch_would_not_ask_onednn(
     layer = PointwiseConv2d(channels, 30)
     assert onednn.pointwise_dilation(x, layer.weight) == dilation
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight))
-    assert onednn.pointwise_dilation(x.contiguous(), layer.weight) == 1
+    for nchw in (x.contiguous(), x.contiguous()[:, :, :1, :1].contiguous()):
+        assert onednn.pointwise_dilation(nchw, layer.weight) == 1
     with torch.no_grad():
         assert onednn.pointwise_dilation(x, layer.weight) == 1
 
