@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from trainer.distributed.watchdog import Watchdog
 from trainer.shared.errors import UsageError
 
-_OPTIONS: dict[str, Any] = {"fallback_random": True}
+_OPTIONS: dict[str, Any] = {
+    "fallback_random": True,
+    # Left to itself, torch 2.14.1 keeps channels-last only in graphs with forward convolutions. In a backward graph it
+    # takes the order from the strides of a weight's gradient, which a depthwise one leaves open, and copies each map.
+    "force_layout_optimization": True,
+}
 
 
 def compile_network(network: nn.Module, device: torch.device, watchdog: Watchdog | None = None) -> None:
