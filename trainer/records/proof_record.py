@@ -84,7 +84,7 @@ class FoundProof:
     """One line; empty if there is a record."""
 
     def obstacle(self, check: str, host: str) -> str | None:
-        """Return why the check does not count as passed on a machine; None if it does.
+        """Return why the check does not count as passed on a machine, and what to do; None if it does.
 
         The machine's own result counts. Without one, a machine has passed, and no machine has failed.
         """
@@ -98,7 +98,11 @@ class FoundProof:
         for name, result in results.items():
             if result.verdict != "passed":
                 words = "failed" if result.verdict == "failed" else "did not finish"
-                return f"{self.folder}: {check} {words} on {name} at {result.time}"
+                if name == host:
+                    return f"{self.folder}: {check} {words} on {name} at {result.time}: run prove here again"
+                # A container can have another name each time, so that its old one never proves anything again.
+                advice = f"run prove there again, or delete {_file(self.folder, name)} if that machine is gone"
+                return f"{check} {words} on {name} at {result.time}: {advice}"
         return None
 
 

@@ -27,8 +27,11 @@ def test_results_of_several_proofs_come_together_and_the_latest_counts(tmp_path:
     assert found.hosts == {"node-7": {"captured-step": PASSED, "open": FAILED, "memory": UNFINISHED}}
     assert (found.obstacle("captured-step", "node-7"), len(found.sha256)) == (None, 64)
     here = found.folder
-    assert found.obstacle("open", "node-7") == f"{here}: open failed on node-7 at 2026-11-30T22:00:00Z"
-    assert found.obstacle("memory", "node-7") == f"{here}: memory did not finish on node-7 at 2026-11-30T22:00:00Z"
+    time = "2026-11-30T22:00:00Z"
+    assert found.obstacle("open", "node-7") == f"{here}: open failed on node-7 at {time}: run prove here again"
+    assert found.obstacle("memory", "node-7") == (
+        f"{here}: memory did not finish on node-7 at {time}: run prove here again"
+    )
     assert found.obstacle("matmul", "node-7") == f"{here}: prove has not run matmul here: run it"
 
 
@@ -37,14 +40,23 @@ def test_a_machine_that_passes_does_not_make_up_for_another_one(tmp_path: Path) 
     before = find_proof(tmp_path, NPU)
     add_to_proof(tmp_path, NPU, "node-7", {"open": PASSED, "memory": PASSED})
     found = find_proof(tmp_path, NPU)
-    failed = f"{found.folder}: open failed on node-8 at 2026-11-30T22:00:00Z"
-    assert {host: found.obstacle("open", host) for host in ("node-7", "node-8", "node-9")} == {
-        "node-7": None,
-        "node-8": failed,
-        "node-9": failed,
-    }
+    assert found.obstacle("open", "node-7") is None
+    for host in ("node-8", "node-9"):
+        assert "open failed on node-8 at 2026-11-30T22:00:00Z: run prove " in (found.obstacle("open", host) or "")
     assert found.obstacle("memory", "node-9") is None, "a machine without a result of its own"
     assert before.sha256 != found.sha256
+
+
+def test_the_failure_of_a_machine_that_is_gone_says_what_to_delete(tmp_path: Path) -> None:
+    add_to_proof(tmp_path, NPU, "pod-abc", {"open": FAILED})
+    (path,) = NPU.folder(tmp_path).glob("*.json")
+    add_to_proof(tmp_path, NPU, "pod-def", {"open": PASSED})
+    assert find_proof(tmp_path, NPU).obstacle("open", "pod-xyz") == (
+        "open failed on pod-abc at 2026-11-30T22:00:00Z: run prove there again, "
+        f"or delete {path} if that machine is gone"
+    )
+    path.unlink()
+    assert find_proof(tmp_path, NPU).obstacle("open", "pod-xyz") is None
 
 
 def test_proofs_that_end_at_once_lose_no_result(tmp_path: Path) -> None:

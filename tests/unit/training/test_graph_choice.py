@@ -82,7 +82,7 @@ def test_auto_follows_the_record_and_says_so_once(tmp_path: Path, capsys: pytest
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" time=")[0].split()[1] for line in lines] == ["auto=off", "auto=off", "auto=on"]
     assert ' reason="prove has not run with ' in lines[0]
-    assert f": captured-step failed on {node_name()} at 2026-11-30T21:00:00Z" in lines[1]
+    assert f": captured-step failed on {node_name()} at 2026-11-30T21:00:00Z: run prove here again" in lines[1]
 
 
 def test_the_choice_of_the_user_needs_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
