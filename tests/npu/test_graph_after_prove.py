@@ -11,8 +11,8 @@ from tests.local.conftest import train
 from tests.local.resumable_runs import recipe
 from tests.npu.conftest import SHORT
 from trainer.records.proof_record import ProofRecord, ProvenCheck, ProvenDevice, add_to_proof
+from trainer.training.resume import RESUMED
 from trainer.worker.graph import captured_checks
-from trainer.worker.proven import RESUMED
 
 
 @pytest.mark.usefixtures("on_npus")

@@ -15,12 +15,16 @@ from trainer.distributed.process_group import all_gather_object
 from trainer.records.run_records import say
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import OF_ONE_ATTEMPT
+from trainer.shared.container import node_name
 from trainer.shared.errors import TrainerError
 from trainer.shared.files import AGAIN, utf8_name
 from trainer.training.checkpoints import MASTER, numerics_fingerprint, shared_tensors
 from trainer.training.optimizer import begin_state
 from trainer.training.progress import TrainingProgress
 from trainer.training.steps import Training
+
+RESUMED = "kill-and-resume"
+"""The check of `prove` that compares a killed and resumed run with an undisturbed one."""
 
 
 def check_ranks_agree(checkpoint: Path | None, data: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
@@ -101,7 +105,7 @@ def resume(
             *(["other images"] if content["data"]["fingerprint"] != data["fingerprint"] else []),
         ]
         # Kernels of other devices may add in another order each time, large ones too where small ones do not.
-        small = "in small" if training.resumes_in_small else "not proven"
+        small = "not proven" if training.proof.obstacle(RESUMED, node_name()) else "in small"
         same = "yes" if training.device.type == "cpu" else small
         step = progress.global_step if is_snapshot else None
         say("resumed", bit_exact="no" if changes else same, differs="; ".join(changes) or None, snapshot=step)

@@ -28,6 +28,7 @@ from trainer.distributed.stop_requests import Request, StopRequests
 from trainer.distributed.watchdog import Watchdog
 from trainer.model.loss import Targets, correct_top_k, main_logits, training_loss
 from trainer.model.pnasnet import PNASNet5
+from trainer.records.proof_record import FoundProof
 from trainer.records.run_records import Heartbeat
 from trainer.seeds import derive_seed
 from trainer.shared.config import TrainConfig
@@ -72,10 +73,10 @@ class Training:
     watchdog: Watchdog
     comparison: StateComparison
     bad_images: BadImages
+    proof: FoundProof
+    """What `prove` has shown about the device."""
     captured: CapturedStep | None = None
     """The device's graphs of the steps; None for eager steps."""
-    resumes_in_small: bool = False
-    """Whether `prove` has shown with a small run that a killed one continues bit for bit on such a device."""
     bad_paths: set[str] = field(default_factory=set)
     """Of all ranks, since this process started."""
 

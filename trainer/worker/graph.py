@@ -12,7 +12,6 @@ from trainer.shared.config import TrainConfig
 from trainer.shared.container import node_name
 from trainer.shared.errors import UsageError
 from trainer.training.precision import capture_obstacle, precision_name
-from trainer.worker.proven import proof_of
 from trainer.worker.task import WorkerTask
 
 
@@ -22,7 +21,9 @@ def captured_checks(precision: str, world_size: int) -> tuple[str, ...]:
     return "captured-step", f"captured-{precision.lower()}", *several
 
 
-def captures_steps(task: WorkerTask, config: TrainConfig, runtime: Device, group: dist.ProcessGroup | None) -> bool:
+def captures_steps(
+    task: WorkerTask, config: TrainConfig, runtime: Device, proof: FoundProof, group: dist.ProcessGroup | None
+) -> bool:
     """Return whether the run's steps are captured, the same on all ranks.
 
     With `auto` they are if captured steps in the run's arithmetic have passed their checks on each rank's kind of
@@ -40,7 +41,7 @@ def captures_steps(task: WorkerTask, config: TrainConfig, runtime: Device, group
             raise UsageError(f"--graph on: {obstacle}: leave --graph off")
         return True
     checks = captured_checks(precision_name(config, runtime), task.world_size)
-    own = obstacle or _lacking_proof(proof_of(task.run.parent, runtime), checks)
+    own = obstacle or _lacking_proof(proof, checks)
     reason = next(filter(None, all_gather_object(own, group)), None)
     if task.rank == 0 and obstacle is None:
         passed = f"{', '.join(checks)} passed on {runtime.name()}"

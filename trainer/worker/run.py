@@ -164,7 +164,7 @@ def run_worker(task: WorkerTask, samples: "SimpleQueue[bytes | None]") -> tuple[
         if task.rank == 0:
             lease.prove()
             records.write_attempts([one for one in attempt_history(task.run) if one["attempt"] <= task.attempt])
-            write_provenance(task, config, runtime, datasets, started_at)
+            write_provenance(task, config, training, datasets, started_at)
         say_start(task, training, datasets)
         if start is not None and task.rank == 0:
             say_weights(start, config, training.network, user_set=task.config.model_fields_set)

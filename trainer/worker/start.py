@@ -37,7 +37,7 @@ from trainer.training.precision import choose_precision
 from trainer.training.steps import Training
 from trainer.training.time_split import StepClock
 from trainer.worker.graph import captures_steps
-from trainer.worker.proven import proof_of, resumes_in_small
+from trainer.worker.proven import proof_of
 from trainer.worker.task import WorkerTask
 
 _PACKAGES = ("pnas", "torch", "torchvision", "torch-npu", "apex", "numpy", "pillow", "safetensors")
@@ -79,7 +79,8 @@ def build_training(
     statistics = BatchStatistics(network)
     # Before the network is cast or patched: the average stays in fp32, where a small change is not rounded away.
     ema = Ema(network, config.ema) if config.ema else None
-    captured = captures_steps(task, config, runtime, group)
+    proof = proof_of(task.run.parent, runtime)
+    captured = captures_steps(task, config, runtime, proof, group)
     precision = choose_precision(config, runtime, captured=captured)
     optimizer = make_optimizer(
         network, config, device=runtime.kind, library=precision.optimizer_library, captured=captured
@@ -113,8 +114,8 @@ def build_training(
             network, optimizer, ema, statistics, every=config.compare_every, rank=task.rank, world_size=task.world_size
         ),
         bad_images=BadImages(),
+        proof=proof,
         captured=CapturedStep(runtime, device, FlatGradients(network.parameters())) if captured else None,
-        resumes_in_small=resumes_in_small(task.run.parent, runtime),
         micro_batch=choose_micro_batch(
             config, device=runtime.kind, processes=task.local_world_size, memory_bytes=memory_bytes()
         ),
@@ -157,15 +158,14 @@ def say_start(task: WorkerTask, training: Training, datasets: Datasets) -> None:
 
 
 def write_provenance(
-    task: WorkerTask, config: TrainConfig, runtime: Device, datasets: Datasets, started_at: float
+    task: WorkerTask, config: TrainConfig, training: Training, datasets: Datasets, started_at: float
 ) -> None:
     """Write `provenance.json`, what a result of this attempt rests on, and bring `config.yaml` up to what runs.
 
     Raises:
         TrainerError: the file cannot be written.
     """
-    config = _what_runs(task, config)
-    proof = proof_of(task.run.parent, runtime)
+    config, runtime, proof = _what_runs(task, config), training.runtime, training.proof
     replace_config(task.run, config, attempt=task.attempt)
     values = {
         "command": task.command,

@@ -3,23 +3,28 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainer.devices.cpu import CpuDevice
+from trainer.environment.facts import Facts
 from trainer.proof.catalogue import CHECKS
 from trainer.records.proof_record import ProvenCheck, add_to_proof
 from trainer.shared.config import TrainConfig
 from trainer.shared.container import node_name
 from trainer.shared.errors import UsageError
 from trainer.training.optimizer import OPTIMIZERS
-from trainer.worker import graph
+from trainer.training.resume import RESUMED
+from trainer.worker import graph, proven
 from trainer.worker.graph import captured_checks, captures_steps
-from trainer.worker.proven import RESUMED, proof_of, resumes_in_small
+from trainer.worker.proven import proof_of
+from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
 
 
 class CapturingDevice(CpuDevice):
-    """A CPU that says it could capture steps, except if it has an obstacle."""
+    """A CPU as another kind of device that could capture steps, except if it has an obstacle."""
 
+    kind = "cuda"
     obstacle: str | None = None
 
     def graph_obstacle(self) -> str | None:
@@ -39,7 +44,7 @@ def choose(
     weights = Path("w") if mode == "eval" else None
     settings = {"graph": choice, "precision": precision, "mode": mode, "weights": weights, **others}
     config = TrainConfig.model_validate(settings)
-    return captures_steps(WorkerTask(config, run, world_size=ranks), config, device, None)
+    return captures_steps(WorkerTask(config, run, world_size=ranks), config, device, proof_of(run.parent, device), None)
 
 
 def prove(runs: Path, device: CpuDevice, verdict: str, *checks: str) -> None:
@@ -130,9 +135,25 @@ def test_auto_captures_no_compiled_step(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == ""
 
 
-def test_a_resumed_run_knows_whether_a_small_one_has_continued_bit_for_bit(tmp_path: Path) -> None:
-    device = CapturingDevice()
+def test_the_check_that_a_resumed_run_asks_for_exists() -> None:
     assert RESUMED in [check.name for check in CHECKS]
-    for verdict, known in (("failed", False), ("passed", True)):
-        prove(tmp_path, device, verdict, RESUMED)
-        assert resumes_in_small(tmp_path, device) is known
+
+
+@pytest.mark.parametrize(("device", "reads"), [(CapturingDevice(), 1), (CpuDevice(), 0)])
+def test_a_rank_reads_the_record_once_and_on_a_cpu_never(
+    device: CpuDevice, reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def read_facts(*_words: object, **_options: object) -> Facts:
+        calls.append(1)
+        return Facts(packages={}, python="3.11", machine="x")
+
+    monkeypatch.setattr(proven, "read_facts", read_facts)
+    config = TrainConfig(model="pnasnet5tiny", image_size=32, batch_size=4, precision="fp32", device="cpu")
+    task = WorkerTask(config, tmp_path / "run")
+    training = build_training(
+        task, config, device, torch.device("cpu"), weights=None, num_classes=10, watchdog=make_watchdog(task)
+    )
+    assert training.proof.problem, "nothing is proven here"
+    assert len(calls) == reads
