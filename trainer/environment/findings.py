@@ -42,6 +42,7 @@ Concern = Literal[
     "versions",
     "libraries",
     "health",
+    "processes",
     "network",
     "processors",
     "visible devices",
@@ -81,6 +82,7 @@ def _checks(
         yield "libraries", _libraries
         yield "libraries", _driver
         yield "health", _devices
+        yield "processes", _processes
         yield "network", _network
         yield "processors", _processors
     if uses_npu:
@@ -170,7 +172,10 @@ def _devices(facts: Facts) -> Iterator[EnvironmentFinding]:
                 f"NPU {chip.npu} chip {chip.chip} ({chip.name}, {chip.bus}) has health {chip.health}: see npu-smi info "
                 f"-t health -i {chip.npu}, and take it out of the node's allocatable devices"
             )
-    for process in facts.npu_smi.processes:
+
+
+def _processes(facts: Facts) -> Iterator[EnvironmentFinding]:
+    for process in facts.npu_smi.processes if facts.npu_smi else ():
         yield _note(
             f"NPU {process.npu} chip {process.chip} is in use by process {process.pid} ({process.name or 'no name'})"
         )

