@@ -34,7 +34,9 @@ RESUMED_RUNS = ("kill-and-resume", "stop-and-resume")
 COMPUTING = ("rounded-arithmetic", "repeatable-kernels", "overflow", *RUNS, *RESUMED_RUNS)
 WITHOUT_EMULATION = ("versions", "processors")
 """Without it, this machine has the real faults that it has no CANN and few processors for its eight device files."""
-ACCUSED = re.compile(r"((?:npu:\d+ )+)did not arrive|(npu:\d+) is slow|the part of (npu:\d+) is missing")
+ACCUSED = re.compile(
+    r"((?:npu:\d+ )+)did not arrive|(npu:\d+) (?:is slow|does not finish)|the part of (npu:\d+) is missing"
+)
 """A device that a finding calls the cause."""
 LIMIT_FACTOR = 3 if WHOLE else 1
 TIMEOUT_S = 900

@@ -80,8 +80,10 @@ def compare_links(results: Sequence[Result]) -> list[Result]:
     """Return the results of pairs of devices, as failed for slow pairs, which name the device or the link.
 
     A device that is as slow with each of its partners, where a partner is fast with another one, is the slow one
-    (DLRover's idea, dlrover/trainer/torch/node_check). Otherwise it is the link between both.
+    (DLRover's idea, dlrover/trainer/torch/node_check). Otherwise it is the link between both. In the same way, the
+    result of a pair that does not finish names a device; it names none if both or neither finish with another one.
     """
+    unfinished = {result.place: 0.0 for result in results if result.outcome.verdict == "unfinished"}
     slow = {result.place: rate for result in results if (rate := _slowest_rate(result, results) or _floor(result))}
     expected = f"at least {_SLOW[LINK]:.0%} of the median of the other pairs, and {SLOWEST_LINK_GB_PER_S} GB/s"
     return [
@@ -92,22 +94,39 @@ def compare_links(results: Sequence[Result]) -> list[Result]:
             advice_for(result.place).links,
         )
         if result.place in slow
-        else result
+        else _unfinished(result, _suspect(result.place, results, unfinished))
         for result in results
     ]
 
 
+def _unfinished(pair: Result, device: str) -> Result:
+    """Return the result of a pair with the name of the device that does not let it finish, if there is one."""
+    measured = f"{device} does not finish with any of its partners: {pair.outcome.measured}"
+    return replace(pair, outcome=replace(pair.outcome, measured=measured)) if device else pair
+
+
 def blame(pair: str, results: Sequence[Result], slow: Mapping[str, SlowRate]) -> str:
     """Return which device is slow, or that the link is, for a slow pair."""
+    if device := _suspect(pair, results, {place: rate.part for place, rate in slow.items()}):
+        return f"{device} is slow, with each of its partners"
+    return f"the link between {' and '.join(pair.split())} is slow"
+
+
+def _suspect(pair: str, results: Sequence[Result], bad: Mapping[str, float]) -> str:
+    """Return the device of a pair that is as bad with each of its partners; empty if not just one of both is.
+
+    Args:
+        pair: Its place.
+        results: Of all pairs.
+        bad: Of each bad pair, the part of the others' rate that it reaches.
+    """
     suspected = []
     for device in pair.split():
         pairs = [result.place for result in results if device in result.place.split()]
-        parts = [slow[place].part for place in pairs if place in slow]
+        parts = [bad[place] for place in pairs if place in bad]
         if 1 < len(pairs) == len(parts) and max(parts) <= _AS_SLOW * min(parts):
             suspected.append(device)
-    if len(suspected) == 1:
-        return f"{suspected[0]} is slow, with each of its partners"
-    return f"the link between {' and '.join(pair.split())} is slow"
+    return suspected[0] if len(suspected) == 1 else ""
 
 
 def compare_models(results: Sequence[Result]) -> list[Result]:

@@ -328,7 +328,9 @@ class _ScopeRun:
 
     def _stands_out(self, check: ProofCheck) -> bool:
         best = [self._best[check.name, result.place] for result in self._held[check.name]]
-        return _compare(check, best) != best
+        compared = _compare(check, best)
+        # A result that did not finish gets the name of the cause, and needs no other turn.
+        return any(one.outcome.verdict != other.outcome.verdict for one, other in zip(best, compared, strict=True))
 
     def _improve(self, result: Result) -> None:
         before = self._best.get((result.check, result.place))

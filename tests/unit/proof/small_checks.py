@@ -103,6 +103,16 @@ def one_rank_hangs(context: Context) -> CheckOutcome:
     return PASSED
 
 
+def second_device_hangs(context: Context) -> CheckOutcome:
+    """Hang wherever the second device takes part, on both of a pair, and note each try."""
+    with (context.output / "tries").open("a") as file:
+        file.write(f"{context.place.name}\n")
+    if 1 in context.place.devices:
+        context.mark("timing all-reduces")
+        time.sleep(1000)
+    return PASSED
+
+
 SLOW_TURNS = {0: (3,), 1: (1, 2, 3, 4), 2: (2,), 3: (1, 2, 3)}
 """For each device, in which of its turns others disturb it; they disturb the second one always."""
 

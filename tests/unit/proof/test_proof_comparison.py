@@ -112,6 +112,27 @@ def test_a_device_slow_in_both_pairings_is_the_slow_one_else_it_is_the_link(
     assert all(told[place].endswith(f": {text}") for place, text in words.items())
 
 
+@pytest.mark.parametrize(
+    ("hangs", "cause"),
+    [
+        ((True, False, True, False), "npu:1"),
+        ((True, False, False, True), "npu:0"),
+        ((False, False, True, False), None),  # the link, or one of both
+        ((True, True, True, True), None),
+        ((True, False), None),  # of one pairing only
+    ],
+)
+def test_a_device_that_hangs_in_both_pairings_is_named(hangs: tuple[bool, ...], cause: str | None) -> None:
+    results = [
+        Result("link", place, CheckOutcome("unfinished" if hang else "passed", "no answer"), 1.0)
+        for hang, place in zip(hangs, PAIRS, strict=False)
+    ]
+    text = f"{cause} does not finish with any of its partners: no answer" if cause else "no answer"
+    compared = compare_links(results)
+    assert [result.outcome.verdict for result in compared] == [result.outcome.verdict for result in results]
+    assert [result.outcome.measured for result in compared] == [text if hang else "no answer" for hang in hangs]
+
+
 def test_the_only_link_is_slow_below_a_rate_that_any_network_reaches() -> None:
     (fast,) = compare_links(_results({LINK: 1.5}, places=PAIRS[:1]))
     assert fast.outcome.verdict == "passed"

@@ -14,7 +14,7 @@ from tests.unit.proof import small_checks
 from trainer.proof import runner
 from trainer.proof.check import CheckFunction, CheckOutcome, CheckPlace, ProofCheck, Result, Scope
 from trainer.proof.check_process import Folders
-from trainer.proof.comparison import compare_rates
+from trainer.proof.comparison import compare_links, compare_rates
 from trainer.proof.places import NodeDevices
 from trainer.proof.runner import run_check_at, run_checks
 from trainer.topology.visible import DeviceKind
@@ -235,6 +235,20 @@ def test_a_device_that_stands_out_is_measured_again_while_the_others_rest(tmp_pa
     run(tmp_path, OPEN, rate, devices=3)
     notes = (tmp_path / "turns").read_text().splitlines()
     assert notes[6:] == [f"{device} {what}" for device in (0, 1, 2) for what in ("begins", "ends")] * runner._TURNS
+
+
+def test_a_device_that_hangs_with_each_partner_is_named_and_the_pairs_do_not_hang_again(tmp_path: Path) -> None:
+    hangs = replace(
+        check_of(small_checks.second_device_hangs, "pair", limit_s=2.0), compare=compare_links, is_timed=True
+    )
+    outcomes = run(tmp_path, hangs, devices=3)
+    assert {place: outcome.verdict for (_, place), outcome in outcomes.items()} == {
+        "cpu:0 cpu:1": "unfinished",
+        "cpu:1 cpu:2": "unfinished",
+    }
+    for outcome in outcomes.values():
+        assert outcome.measured.startswith("cpu:1 does not finish with any of its partners: no answer within 2 s ")
+    assert len((tmp_path / "tries").read_text().splitlines()) == 4, "two processes of each pair"
 
 
 def test_no_device_is_measured_again_whose_model_is_another_one(tmp_path: Path) -> None:
