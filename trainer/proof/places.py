@@ -42,23 +42,28 @@ def places_of(scope: Scope, devices: NodeDevices) -> list[list[CheckPlace]]:
     """Return the places of a scope: all places of an inner list are used at once, one list after the other.
 
     Pairs come in two pairings, so that a device that is slow with two different partners is the slow one. Both are of
-    neighbours in a ring of four: links between rings are of another kind, and not to be compared with these.
+    neighbours in a ring of four: links between rings are of another kind, and not to be compared with these. If HCCL
+    does not connect all devices, the parts of them that it connects take the place of all.
     """
     if scope == "node":
         groups: list[list[Sequence[int]]] = [[()]]
     elif scope == "device":
         groups = [[(number,) for number in devices.numbers]]
+    elif scope == "all" and obstacle_to_collectives(devices):
+        groups = [_connected_parts(devices, shift) for shift in (0, 1)]
     elif scope == "all":
-        groups = [[devices.numbers]] if devices.numbers and not obstacle_to_collectives(devices) else []
+        groups = [[devices.numbers] if devices.numbers else []]
     else:
         groups = [[pair for ring in _rings(devices) for pair in _neighbours(ring, shift)] for shift in (0, 1)]
     return [[devices.place(group) for group in turn] for turn in groups if turn]
 
 
 def obstacle_to(scope: Scope, devices: NodeDevices) -> str:
-    """Return why a scope has no place."""
+    """Return why a scope has no place, or `all` not the place of all devices; empty if it has."""
     if scope == "all" and devices.numbers:
         return obstacle_to_collectives(devices)
+    if places_of(scope, devices):
+        return ""
     count = 2 if scope == "pair" else 1
     return f"{count} of the devices must open{' in one ring' if count == 2 and _has_rings(devices.model) else ''}"
 
@@ -102,6 +107,17 @@ def _rings(devices: NodeDevices) -> list[list[int]]:
         else:
             rings.append(members)
     return rings
+
+
+def _connected_parts(devices: NodeDevices, shift: int) -> list[Sequence[int]]:
+    """Return the rings, and pairs of a ring of three in place of it; the shifted ones are these pairs only."""
+    parts: list[Sequence[int]] = []
+    for ring in _rings(devices):
+        if len(ring) == _RING - 1:
+            parts += _neighbours(ring, shift)
+        elif len(ring) > 1 and not shift:
+            parts.append(ring)
+    return parts
 
 
 def _neighbours(ring: Sequence[int], shift: int) -> list[tuple[int, int]]:

@@ -219,11 +219,10 @@ def run_checks(
     with _signals() as inbox, _scratch(folders):
         for (scope, _), group in itertools.groupby(checks, key=lambda check: (check.scope, check.starts_runs)):
             of_scope = list(group)
-            turns = places_of(scope, devices)
-            if not turns:
-                for result in impossible(of_scope, whole, obstacle_to(scope, devices)):
+            if reason := obstacle_to(scope, devices):
+                for result in impossible(of_scope, whole, reason):
                     report(result)
-            run = _ScopeRun(turns, of_scope, folders, inbox, report)
+            run = _ScopeRun(places_of(scope, devices), of_scope, folders, inbox, report)
             if stop := run.run():
                 return stop
             opened = [number for number in devices.numbers if (number,) not in run.closed]

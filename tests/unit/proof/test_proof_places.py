@@ -38,25 +38,28 @@ def test_a_pair_needs_two_devices() -> None:
 @pytest.mark.parametrize(
     ("ids", "connected", "pairs"),
     [
-        ([0], True, []),
-        ([0, 1], True, [[(0, 1)]]),
-        ([3, 4], False, []),
-        ([0, 1, 2], False, [[(0, 1)], [(1, 2)]]),
-        ([4, 5, 6, 7], True, [[(0, 1), (2, 3)], [(1, 2), (3, 0)]]),
-        ([2, 3, 4, 5], False, [[(0, 1), (2, 3)]]),
-        ([0, 4, 1, 5], False, [[(0, 2), (1, 3)]]),  # by torch's numbers, of NPUs made visible in this order
-        (range(5), False, [[(0, 1), (2, 3)], [(1, 2), (3, 0)]]),
-        (range(7), False, [[(0, 1), (2, 3), (4, 5)], [(1, 2), (3, 0), (5, 6)]]),
-        (range(8), True, [[(0, 1), (2, 3), (4, 5), (6, 7)], [(1, 2), (3, 0), (5, 6), (7, 4)]]),
+        ([0], [[(0,)]], []),
+        ([0, 1], [[(0, 1)]], [[(0, 1)]]),
+        ([3, 4], [], []),
+        ([0, 1, 2], [[(0, 1)], [(1, 2)]], [[(0, 1)], [(1, 2)]]),
+        ([4, 5, 6, 7], [[(0, 1, 2, 3)]], [[(0, 1), (2, 3)], [(1, 2), (3, 0)]]),
+        ([2, 3, 4, 5], [[(0, 1), (2, 3)]], [[(0, 1), (2, 3)]]),
+        # By torch's numbers, of NPUs made visible in this order.
+        ([0, 4, 1, 5], [[(0, 2), (1, 3)]], [[(0, 2), (1, 3)]]),
+        (range(5), [[(0, 1, 2, 3)]], [[(0, 1), (2, 3)], [(1, 2), (3, 0)]]),
+        (range(6), [[(0, 1, 2, 3), (4, 5)]], [[(0, 1), (2, 3), (4, 5)], [(1, 2), (3, 0)]]),
+        (range(7), [[(0, 1, 2, 3), (4, 5)], [(5, 6)]], [[(0, 1), (2, 3), (4, 5)], [(1, 2), (3, 0), (5, 6)]]),
+        (range(8), [[tuple(range(8))]], [[(0, 1), (2, 3), (4, 5), (6, 7)], [(1, 2), (3, 0), (5, 6), (7, 4)]]),
     ],
 )
 def test_an_ascend_910a_is_asked_only_for_what_hccl_connects(
-    ids: Sequence[int], connected: bool, pairs: list[list[tuple[int, int]]]
+    ids: Sequence[int], connected: list[list[tuple[int, ...]]], pairs: list[list[tuple[int, int]]]
 ) -> None:
     devices = NodeDevices("npu", range(len(ids)), ids=dict(enumerate(ids)), model=A1)
-    assert _groups("all", devices) == ([[tuple(range(len(ids)))]] if connected else [])
-    assert (obstacle_to("all", devices) == "") == connected
+    assert _groups("all", devices) == connected
+    assert (obstacle_to("all", devices) == "") == (connected == [[tuple(range(len(ids)))]])
     assert _groups("pair", devices) == pairs
+    assert (obstacle_to("pair", devices) == "") == (pairs != [])
     assert pairs or "must open in one ring" in obstacle_to("pair", devices)
     later = NodeDevices("npu", devices.numbers, ids=devices.ids, model=A2)
     assert _groups("all", later) == [[tuple(range(len(ids)))]]
