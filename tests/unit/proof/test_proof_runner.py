@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.unit.proof import small_checks
-from trainer.proof import runner
+from trainer.proof import place_run, runner
 from trainer.proof.check import CheckFunction, CheckOutcome, CheckPlace, ProofCheck, Result, Scope
 from trainer.proof.check_process import Folders
 from trainer.proof.comparison import compare_links, compare_rates
@@ -38,7 +38,7 @@ def no_process_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
     """Let the check processes import this package; afterwards none of them or of their children lives."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("PNAS_TEST_OF", str(tmp_path))
-    monkeypatch.setattr(runner, "_PEERS_S", 0.5)
+    monkeypatch.setattr(place_run, "_PEERS_S", 0.5)
     yield
     mine = [process for process in psutil.process_iter() if process.pid != os.getpid() and _is_of(process, tmp_path)]
     _, alive = psutil.wait_procs(mine, timeout=30)
@@ -138,10 +138,10 @@ def test_a_check_that_hangs_is_ended_with_its_children_and_says_what_it_did(tmp_
 def test_processes_that_have_done_their_checks_end_by_themselves_or_after_some_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_END_S", 60.0)
+    monkeypatch.setattr(place_run, "_END_S", 60.0)
     run(tmp_path, check_of(small_checks.frees_its_device_at_its_end), devices=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu:0 is free", "cpu:1 is free"]
-    monkeypatch.setattr(runner, "_END_S", 0.5)
+    monkeypatch.setattr(place_run, "_END_S", 0.5)
     outcomes = run(tmp_path, check_of(small_checks.hangs_at_its_end), LAST)
     assert [outcome.verdict for outcome in outcomes.values()] == ["passed"] * 2
 
