@@ -4,6 +4,9 @@ The CPU seconds count all processes of a start up to that line. The bar: a first
 a script imports torch and builds the model. The second script also imports torchvision's transforms and does a step of
 SGD, as most training does. Both import torch._dynamo (torch 2.14), which takes half as long as torch; a trainer of one
 process does not, and with several DistributedDataParallel does.
+
+All have one thread and no loader processes, for which the scripts have no images. A default start of the trainer also
+starts loaders (`--workers`), and gives each rank its part of the processors (`--threads`).
 """
 
 import itertools
@@ -24,13 +27,13 @@ ROUNDS, QUICK_ROUNDS = 9, 1
 BAR = 1.5
 MODEL = """
 import torch
+torch.set_num_threads(1)
 from trainer.model.pnasnet import build_model
 from trainer.shared.config import TrainConfig
 model = build_model(TrainConfig(model="pnasnet5tiny", image_size=32, aux="none"), 10)
 """
 STEP = """
 from torchvision.transforms import v2
-torch.set_num_threads(1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 torch.nn.functional.cross_entropy(model(torch.zeros(16, 3, 32, 32)), torch.zeros(16).long()).backward()
 optimizer.step()
@@ -39,13 +42,13 @@ END = "print('] step ', flush=True); input()"
 PEER, PEER_STEP, FIRST, RANKS, RESUMED = (
     "script: `import torch`, tiny model",
     "script: the same, torchvision, one step of SGD",
-    "trainer: new run to its first step",
-    "trainer: the same with 2 ranks",
-    "trainer: resumed run to its next step",
+    "trainer, `--workers 0`: new run to its first step",
+    "trainer, `--workers 0`: the same with 2 ranks",
+    "trainer, `--workers 0`: resumed run to its next step",
 )
 OPTIONS = (
-    *("--device", "cpu", "--model", "pnasnet5tiny", "--image-size", "32", "--batch-size", "16", "--threads", "1"),
-    *("--aux", "none", "--steps", "1", "--log-interval", "1"),
+    *("--device", "cpu", "--model", "pnasnet5tiny", "--image-size", "32", "--batch-size", "16", "--aux", "none"),
+    *("--threads", "1", "--workers", "0", "--steps", "1", "--log-interval", "1"),
 )
 
 
@@ -89,15 +92,15 @@ def measure(quick: bool) -> list[Figure]:
 def _costs(folder: Path, rounds: int) -> dict[str, list[Cost]]:
     """Return the costs of each case, in turns."""
     write_digits(folder / "digits")
-    whole = _trainer(folder, "saved", "--workers", "0", "--epochs", "1")
+    whole = _trainer(folder, "saved", "--epochs", "1")
     subprocess.run(whole, stdout=subprocess.DEVNULL, check=True)
     timed = ("--mode", "performance", "--warmup-steps", "0")
     commands = {
         PEER: (sys.executable, "-c", MODEL + END),
         PEER_STEP: (sys.executable, "-c", MODEL + STEP + END),
-        FIRST: _trainer(folder, "new", *timed, "--workers", "0"),
-        RANKS: _trainer(folder, "new", *timed, "--workers", "0", "--npus", "2"),
-        RESUMED: _trainer(folder, "new", "--resume", "auto", "--workers", "0", "--epochs", "2"),
+        FIRST: _trainer(folder, "new", *timed),
+        RANKS: _trainer(folder, "new", *timed, "--npus", "2"),
+        RESUMED: _trainer(folder, "new", "--resume", "auto", "--epochs", "2"),
     }
     costs: dict[str, list[Cost]] = {name: [] for name in commands}
     for _ in range(rounds + 1):
@@ -140,7 +143,10 @@ def _cpu_s(pid: int) -> float:
 BENCHMARK = Benchmark(
     name="startup",
     title="Start of the trainer",
-    method="From the command to the line of the first step of the tiny model; CPU time counts all processes up to it.",
+    method=(
+        "From the command to the line of the first step of the tiny model; CPU time counts all processes up to it. All "
+        "have one thread and no loader processes; a default start of the trainer also starts loaders."
+    ),
     measure=measure,
     packages=("torch", "torchvision"),
 )
