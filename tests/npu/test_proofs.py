@@ -147,6 +147,15 @@ CONDITIONS = (
         limits={**dict.fromkeys(TOGETHER, 10.0), "data-parallel": 30.0},
     ),
     Condition(
+        "a hang in a timed collective",
+        {"NPU_EMULATED_HANG": "1:5"},
+        "all-reduce-speed",
+        ("npu:0 npu:1",),
+        "npu:1 did not arrive: ",
+        also=(*TOGETHER, "data-parallel"),
+        limits={**dict.fromkeys(TOGETHER, 10.0), "data-parallel": 30.0},
+    ),
+    Condition(
         "a device that fails at the 5th collective",
         {"NPU_EMULATED_FAIL": "0:5"},
         "all-reduce",

@@ -1,12 +1,14 @@
 """Collectives between devices: whether their sums are right, and how fast they are.
 
 Each device tells what it does: `WAITING` with the collective that it has entered. If one hangs, the
-waiting devices are not the cause.
+waiting devices are not the cause. While times are measured, it tells only what lasts.
 """
 
 import functools
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -29,6 +31,8 @@ _SHORTEST_BYTES, _LONGEST_BYTES = 1 << 20, 1 << 26
 _FEWEST_CALLS, _MOST_CALLS = 4, 40
 _CALLS_S = 1.0
 """The time for the calls of one size, unless the fewest calls take longer."""
+_LASTING_S = 1.0
+"""How long a timed call must last to be told."""
 _LONGEST_CALL_S = 0.05
 """Buffers grow up to this time of a call, or up to the largest size."""
 
@@ -140,12 +144,45 @@ def _times(context: Context, values: Tensor, calls: int) -> list[float]:
     times = []
     _reduce(context, f"an all-reduce of {values.nbytes:,} bytes", values)
     context.mark(f"timing all-reduces of {values.nbytes:,} bytes")
-    for _ in range(calls):
-        begin = time.monotonic()
-        dist.all_reduce(values)
-        float(values[0].cpu())
-        times.append(time.monotonic() - begin)
+    with lasting_marks(context.mark) as doing:
+        for number in range(1, calls + 1):
+            name = f"timed all-reduce {number} of {values.nbytes:,} bytes"
+            entered = f"{WAITING} {name}"
+            doing(f"entering {name}")
+            begin = time.monotonic()
+            work = dist.all_reduce(values, async_op=True)
+            doing(entered)
+            _finish(work, values)
+            times.append(time.monotonic() - begin)
     return times
+
+
+@contextmanager
+def lasting_marks(mark: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+    """Yield a function that takes what this process does now, and mark it if it lasts.
+
+    A mark of each call would disturb the times that the process measures.
+    """
+    doing, ended = "", threading.Event()
+
+    def begin(text: str) -> None:
+        nonlocal doing
+        doing = text
+
+    def look() -> None:
+        before = ""
+        while not ended.wait(_LASTING_S):
+            if doing == before != "":
+                mark(doing)
+            before = doing
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield begin
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _reduce(context: Context, name: str, values: Tensor) -> None:
@@ -157,6 +194,11 @@ def _reduce(context: Context, name: str, values: Tensor) -> None:
     float(values[0].cpu())
     work = dist.all_reduce(values, async_op=True)
     context.mark(f"{WAITING} {name}")
+    _finish(work, values)
+
+
+def _finish(work: dist.Work | None, values: Tensor) -> None:
+    """Wait until the device has added up the values."""
     if work is not None:
         work.wait()
     float(values[0].cpu())

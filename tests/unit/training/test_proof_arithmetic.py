@@ -4,14 +4,15 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import torch
 from torch import Tensor
 
-from trainer.proof import exact, memory, overflow, rounded
+from trainer.proof import collectives, exact, memory, overflow, rounded
 from trainer.proof.check import CheckOutcome, CheckPlace, Context
-from trainer.proof.collectives import describe_sum, parts_of
+from trainer.proof.collectives import describe_sum, lasting_marks, parts_of
 from trainer.proof.exact import ROUNDS, describe_difference, exact_inputs
 from trainer.proof.memory import describe_bits, patterns
 from trainer.proof.numbers import BF16, FP16, FP32, NumberFormat
@@ -222,3 +223,17 @@ def test_a_wrong_sum_over_devices_names_the_device_whose_part_is_missing(numbers
     assert describe_sum(total - parts[5], parts, "npu:{}".format).startswith("the part of npu:5 is missing: ")
     total[3] += 1
     assert describe_sum(total, parts, "npu:{}".format).startswith("1 of 1,000 sums are wrong")
+
+
+def test_a_timed_call_is_told_if_it_lasts_and_else_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: SimpleQueue[str] = SimpleQueue()
+    monkeypatch.setattr(collectives, "_LASTING_S", 60.0)
+    with lasting_marks(told.put) as doing:
+        doing("waiting in call 1")
+    assert told.empty()
+    monkeypatch.setattr(collectives, "_LASTING_S", 0.01)
+    with lasting_marks(told.put) as doing:
+        for text in ("waiting in call 1", "entering call 2"):
+            doing(text)
+            while told.get(timeout=60) != text:
+                pass
