@@ -85,7 +85,8 @@ def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+def private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the indexes of the tests' images out of the user's cache."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 

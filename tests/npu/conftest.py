@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import set_timeouts
-from tests.local.conftest import TrainerResult, digits, few_digits, train
+from tests.local.conftest import TrainerResult, digits, few_digits, private_caches, train
 from tests.local.resumable_runs import recipe
 from tests.npu.machine import build, environment
 
-__all__ = ["digits", "few_digits"]
+__all__ = ["digits", "few_digits", "private_caches"]
 
 SHORT = ("--epochs", "1", "--steps", "4")
 O2 = ("--device", "npu", "--npus", "2", "--epochs", "1", "--steps", "12", "--precision", "O2")

@@ -30,6 +30,8 @@ _SETTLED_NS = 3_000_000_000
 # Long enough for all processes of one start.
 _FUSE_EXPIRY_NS = 120_000_000_000
 _NEVER_NS = 2**63 - 1
+_UNUSED_S = 90 * 86_400.0
+"""How long a cache stays that no process reads: its data folder has gone, or another one has its place."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,8 @@ def _read_cache(cache: Path, root: Path) -> ImageIndex | None:
             return None
     left_out = dict(zip(map(os.fsdecode, stored["left_out"].tolist()), stored["counts"].tolist(), strict=True))
     classes = tuple(map(os.fsdecode, stored["classes"].tolist()))
+    with contextlib.suppress(OSError):  # of another user, or on a disk that cannot be written
+        os.utime(cache)
     return ImageIndex(root, classes, stored["paths"], stored["labels"], left_out)
 
 
@@ -244,6 +248,22 @@ def _write_cache(cache: Path, index: ImageIndex, stamps: Mapping[str, Stamp], st
         cache.parent.mkdir(parents=True, exist_ok=True)
         with replacing(cache, partial=partial, sync=False):
             write_arrays(partial, arrays)
+        _remove_unused(cache.parent)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove each index of an older format, and each one that no process has read for long.
+
+    If another process uses one at this moment, it has read it whole, or writes it again.
+    """
+    oldest = time.time() - _UNUSED_S
+    # A hidden one was begun by a process that was killed.
+    for path in (*folder.glob("index-*.npz"), *folder.glob(".index-*.npz.*")):
+        version = path.name.split("-")[1]
+        is_older = version.isdecimal() and int(version) < _CACHE_VERSION
+        with contextlib.suppress(OSError):  # another process was faster, or the file is another user's
+            if is_older or path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def _encoded(texts: Iterable[str]) -> NDArray[np.bytes_]:

@@ -150,7 +150,12 @@ def run_trainer(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**run_environment(context.place, os.environ), **(environ or {})},
+        # The user's cache needs no index of images that are deleted at the end.
+        env={
+            **run_environment(context.place, os.environ),
+            "XDG_CACHE_HOME": str(context.shared / "cache"),
+            **(environ or {}),
+        },
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -129,6 +129,32 @@ def test_the_index_comes_from_the_cache_if_no_folder_changed(
     assert second.left_out == first.left_out == {".txt": 1}
 
 
+@pytest.mark.usefixtures("settled")
+def test_a_new_index_removes_indexes_of_older_formats_and_unused_ones(data: Path, cache: Path) -> None:
+    load_split(data, "train")
+    (read,) = cache.iterdir()
+    # The days since it was read last, and whether it stays.
+    others = {
+        "index-5-a.npz": (89, True),
+        "index-5-b.npz": (91, False),
+        ".index-5-c.npz.1": (0, True),  # another process writes it
+        ".index-5-d.npz.1": (91, False),
+        "index-4-e.npz": (0, False),
+        "index-12-f.npz": (0, True),  # of a newer version
+        "index-12-g.npz": (91, False),
+        "index.npz": (91, True),
+        "wheels": (91, True),
+    }
+    for name, days in {**{name: days for name, (days, _) in others.items()}, read.name: 91}.items():
+        (cache / name).touch()
+        os.utime(cache / name, (time.time() - days * 86_400,) * 2)
+    load_split(data, "train")
+    load_split(data, "val")
+    left = {path.name for path in cache.iterdir()}
+    assert {name for name in others if name in left} == {name for name, (_, stays) in others.items() if stays}
+    assert len(left - others.keys()) == 2, "one was read again, the other one is new"
+
+
 def linked(data: Path) -> Path:
     """Link the folder `more` of cat to a folder `current`, which is a link too."""
     for version in ("v1", "v2"):
