@@ -8,7 +8,6 @@ them. The last figure is the floor: an all-reduce of as many bytes as there are 
 
 import itertools
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from trainer.data.sampler import plan_epoch
 from trainer.devices.device import open_device
 from trainer.distributed.process_group import join_process_group, leave_process_group, warm_up_ddp
 from trainer.shared.config import TrainConfig
+from trainer.topology.ports import free_port
 from trainer.training.steps import train_steps
 from trainer.worker.start import blank_images, build_training, make_watchdog
 from trainer.worker.task import WorkerTask
@@ -66,10 +66,8 @@ def measure(quick: bool) -> list[Figure]:
 @contextmanager
 def _pair(cores: Sequence[int], *, joined: bool) -> Iterator[list["subprocess.Popen[str]"]]:
     """Start two processes, each on its own core; wait until they can take steps."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **place}
     with ExitStack() as stack:
         processes = [
             stack.enter_context(

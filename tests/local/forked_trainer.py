@@ -185,6 +185,7 @@ class ForkedWorker:
         stdin: int,
         stdout: int,
         stderr: int,
+        pass_fds: Sequence[int],
         start_new_session: bool,
     ) -> None:
         assert (stdin, start_new_session) == (subprocess.PIPE, True)
@@ -194,7 +195,7 @@ class ForkedWorker:
             with _WholeProgram():
                 os.setsid()
                 os.dup2(reading, 0)
-                _reset_process(env, stdout=stdout, stderr=stderr)
+                _reset_process(env, stdout=stdout, stderr=stderr, passed=pass_fds)
                 importlib.import_module("torch").set_num_threads(int(env["OMP_NUM_THREADS"]))
                 if FIRST_MODULE in env:
                     importlib.import_module(env[FIRST_MODULE])

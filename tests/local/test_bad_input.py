@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.local.conftest import TrainerResult, small_options, train
+from tests.local.forked_trainer import FIRST_MODULE
 from trainer.checkpoint.writing import write_checkpoint
 
 
@@ -174,6 +175,15 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
     assert result.code == 2
     assert f"port {port}" in _only_error(result)
     assert "--master-port" in _only_error(result)
+
+
+def test_no_process_can_take_the_chosen_port_before_rank_0_answers_there(tmp_path: Path) -> None:
+    options = small_options("--npus", "2", "--batch-size", "2", "--epochs", "1")
+    result = train(
+        tmp_path / "out", *options, data=_tree(tmp_path / "data"), environ={FIRST_MODULE: "tests.local.port_thief"}
+    )
+    assert result.code == 0, result.stdout
+    assert result.stdout.count("] the port is held\n") == 2
 
 
 def _only_error(result: TrainerResult) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.multiprocessing.spawn import spawn, start_processes
 from trainer.devices.device import open_device
 from trainer.distributed.batch_norm import BatchStatistics
 from trainer.distributed.process_group import data_parallel, join_process_group, leave_process_group, sum_over_ranks
-from trainer.topology.ports import free_port
+from trainer.topology.ports import listen_on_free_port, port_of
 
 SIZES = (2, 3)
 
@@ -33,14 +34,21 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _start(_rank: int, folder: Path) -> None:
     for size in SIZES:
         (folder / str(size)).mkdir()
-        start_processes(_work, args=(size, free_port(), folder / str(size)), nprocs=size, start_method="fork")
+        listener = listen_on_free_port()
+        start_processes(_work, args=(size, listener, folder / str(size)), nprocs=size, start_method="fork")
 
 
-def _work(rank: int, world_size: int, port: int, folder: Path) -> None:
+def _work(rank: int, world_size: int, listener: socket.socket, folder: Path) -> None:
+    port = port_of(listener)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     group = join_process_group(
-        open_device("cpu"), rank=rank, world_size=world_size, master_port=port, stall_timeout_s=900
+        open_device("cpu"),
+        rank=rank,
+        world_size=world_size,
+        master_port=port,
+        stall_timeout_s=900,
+        listener=None if rank else listener.detach(),
     )
     for task in (_gradients, _statistics, _sum):
         task(rank, world_size, folder)

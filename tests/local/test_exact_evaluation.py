@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,7 +22,7 @@ from tests.local.conftest import TrainerResult
 from trainer.shared.config import Layer, TrainConfig
 from trainer.shared.config.layers import resolve
 from trainer.shared.config.train import mode_layer
-from trainer.topology.ports import free_port
+from trainer.topology.ports import listen_on_free_port, port_of
 from trainer.worker.run import run_worker
 from trainer.worker.task import WorkerTask
 
@@ -69,25 +70,32 @@ def _task(run_folder: Path, *, devices: int, **settings: Any) -> WorkerTask:
         local_rank=0,
         world_size=devices,
         local_world_size=devices,
-        master_port=free_port(),
         command=(),
     )
 
 
 def _start(_rank: int, tasks: Sequence[str]) -> None:
-    """Start the ranks as forks of this process, which has done nothing but import what they need."""
-    start_processes(_work, args=(tasks,), nprocs=DEVICES, start_method="fork")
+    """Start the ranks as forks of this process, which has done nothing but import what they need.
+
+    It holds a port for each job from here on: a rank that leaves jobs out comes to its next one long before the others,
+    and must find no other store there.
+    """
+    listeners = [listen_on_free_port() for _ in tasks]
+    start_processes(_work, args=(tasks, listeners), nprocs=DEVICES, start_method="fork")
 
 
-def _work(rank: int, tasks: Sequence[str]) -> None:
+def _work(rank: int, tasks: Sequence[str], listeners: Sequence[socket.socket]) -> None:
     """Take part as rank `rank` in each job that has this rank."""
     torch.set_num_threads(1)
     references = []
-    for text in tasks:
+    for text, listener in zip(tasks, listeners, strict=True):
         values = json.loads(text)
         if rank >= values["world_size"]:
             continue
-        task = WorkerTask.from_json(json.dumps({**values, "rank": rank, "local_rank": rank}))
+        place = {"rank": rank, "local_rank": rank, "master_port": port_of(listener)}
+        if rank == 0 and values["world_size"] > 1:
+            place["listener"] = listener.detach()
+        task = WorkerTask.from_json(json.dumps({**values, **place}))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(task.master_port), GLOO_SOCKET_IFNAME="lo")
         with (task.run / f"output-{rank}").open("w") as output, contextlib.redirect_stdout(output):
             code, parts = run_worker(task, SimpleQueue())

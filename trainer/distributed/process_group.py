@@ -1,6 +1,7 @@
 """The process group: join and leave it, wrap the model for it, and reduce or gather values over its ranks."""
 
 import inspect
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,13 +23,20 @@ COLLECTIVE_TIMEOUT_S = 1800.0
 
 
 def join_process_group(
-    device: Device, *, rank: int, world_size: int, master_port: int, stall_timeout_s: float
+    device: Device,
+    *,
+    rank: int,
+    world_size: int,
+    master_port: int,
+    stall_timeout_s: float,
+    listener: int | None = None,
 ) -> dist.ProcessGroup | None:
     """Enter the process group at MASTER_ADDR:MASTER_PORT; a single process needs no group.
 
     Args:
         stall_timeout_s: the watchdog's; a collective operation may take longer, since the watchdog can say which rank
             is missing and must be first.
+        listener: on rank 0, the descriptor of a socket that listens on the port, which torch closes; else None.
 
     Returns:
         A second group over gloo, in which the hosts talk without making a device wait.
@@ -39,14 +47,32 @@ def join_process_group(
     if world_size == 1:
         return None
     timeout = timedelta(seconds=max(COLLECTIVE_TIMEOUT_S, stall_timeout_s + WATCHDOG_MARGIN_S))
+    server = None if listener is None else _serve(master_port, listener)
     try:
         dist.init_process_group(device.backend, rank=rank, world_size=world_size, timeout=timeout)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
         raise UsageError(f"port {master_port} is taken: choose another with --master-port") from error
+    del server  # it stays as long as the group's store
     group = dist.new_group(backend="gloo", timeout=timeout)
     return group if isinstance(group, dist.ProcessGroup) else None
+
+
+def _serve(port: int, listener: int) -> object:
+    """Return a store whose server listens on an inherited socket.
+
+    All stores of a process with `multi_tenant` share one server for each port. The store that torch makes for a process
+    group is one of them (`_create_c10d_store` in torch/distributed/rendezvous.py).
+    """
+    return dist.TCPStore(  # type: ignore[attr-defined]  # documented, but not exported as a type checker asks for
+        os.environ["MASTER_ADDR"],
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=listener,
+    )
 
 
 def leave_process_group(group: dist.ProcessGroup | None) -> None:

@@ -74,6 +74,8 @@ class CheckPlace:
     """The node of each device, if they are not all on this one."""
     rank_table: str = ""
     """The file for HCCL, if it names exactly these devices; else they find each other by their addresses."""
+    listener: int | None = None
+    """For rank 0, the descriptor of a socket that listens on `master_port` already."""
 
     @property
     def own_ranks(self) -> tuple[int, ...]:

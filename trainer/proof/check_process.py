@@ -72,7 +72,7 @@ class CheckProcess:
                 stdin=subprocess.PIPE,
                 stdout=output_writer,
                 stderr=output_writer,
-                pass_fds=(message_writer,),
+                pass_fds=(message_writer, *(() if place.listener is None else (place.listener,))),
                 start_new_session=True,
                 env=_environment(place, processes, folders.scratch),
             )

@@ -47,7 +47,12 @@ def _joined(place: CheckPlace) -> dist.ProcessGroup | None:
     runtime, _ = opened(place)
     size = len(place.devices)
     return join_process_group(
-        runtime, rank=place.rank, world_size=size, master_port=place.master_port, stall_timeout_s=_STALL_S
+        runtime,
+        rank=place.rank,
+        world_size=size,
+        master_port=place.master_port,
+        stall_timeout_s=_STALL_S,
+        listener=place.listener,
     )
 
 

@@ -6,12 +6,13 @@ all processes of the place are killed from outside, and others continue with the
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from trainer.proof.advice import ADVICE
 from trainer.proof.check import STOPPED_WHILE, WAITING, CheckOutcome, CheckPlace, ProofCheck, Result
 from trainer.proof.check_process import CheckProcess, Folders
-from trainer.topology.ports import free_port
+from trainer.topology.ports import listen_on_free_port, port_of
 
 _PEERS_S = 5.0
 """How long the other processes of a place get after the first has died or failed: they say what they miss."""
@@ -60,8 +61,9 @@ class PlaceRun:
         """Read what the processes say, yield new results, and start processes where there is no process."""
         while self._queue:
             if not self._processes:
-                for place in _ranks(self.place):
-                    self._processes.append(CheckProcess(place, self._queue, self._folders, self._sharing))
+                with _ranks(self.place) as places:
+                    for place in places:
+                        self._processes.append(CheckProcess(place, self._queue, self._folders, self._sharing))
                 self._begin(now)
             outcome = self._outcome_of(self._queue[0], now)
             if outcome is None:
@@ -138,10 +140,14 @@ def impossible(checks: Sequence[ProofCheck], place: CheckPlace, reason: str) -> 
         yield Result(check.name, place.name, CheckOutcome("impossible", reason), 0.0)
 
 
-def _ranks(place: CheckPlace) -> list[CheckPlace]:
-    """Return the place of each of its processes. On one machine they meet at a new port each time."""
-    port = place.master_port or free_port()
-    return [replace(place, rank=rank, master_port=port) for rank in place.own_ranks]
+@contextmanager
+def _ranks(place: CheckPlace) -> Iterator[list[CheckPlace]]:
+    """Yield the place of each of its processes. On one machine they meet at a new port each time."""
+    meets = len(place.devices) > 1 and not place.master_port
+    with listen_on_free_port() if meets else nullcontext() as listener:
+        if listener is not None:
+            place = replace(place, master_port=port_of(listener), listener=listener.fileno())
+        yield [replace(place, rank=rank, listener=None if rank else place.listener) for rank in place.own_ranks]
 
 
 def _combine(processes: Sequence[CheckProcess], check: ProofCheck) -> CheckOutcome:

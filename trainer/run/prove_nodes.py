@@ -19,7 +19,7 @@ from trainer.run.links import Link, Message, link_to, listen
 from trainer.run.meeting import LONGEST_WAIT_S
 from trainer.supervisor import Supervisor
 from trainer.topology import Topology
-from trainer.topology.ports import free_port
+from trainer.topology.ports import listen_on_free_port, port_of
 from trainer.topology.visible import DeviceKind
 
 PRESENT = "nodes"
@@ -133,14 +133,15 @@ class ProofLeader:
         self._compare_versions()
         for check in checks:
             others = list(self._links)
-            place = self._place()
-            if not place.own_ranks or len(place.devices) < 2:
-                reason = "a device of node 0, where all meet, and another one must open"
-                self._nodes.report(Result(check.name, "node0", CheckOutcome("impossible", reason), 0.0))
-                continue
-            for link in self._links.values():
-                link.send({"check": check.name, "place": asdict(place)})
-            stop, _ = self._nodes.run_check(place, check)
+            with listen_on_free_port() as listener:
+                place = self._place(port_of(listener))
+                if not place.own_ranks or len(place.devices) < 2:
+                    reason = "a device of node 0, where all meet, and another one must open"
+                    self._nodes.report(Result(check.name, "node0", CheckOutcome("impossible", reason), 0.0))
+                    continue
+                for link in self._links.values():
+                    link.send({"check": check.name, "place": asdict(place)})
+                stop, _ = self._nodes.run_check(replace(place, listener=listener.fileno()), check)
             if stop := stop or self._wait(check.name, others, check.limit_s + _LATE_S):
                 return stop
         return None
@@ -166,7 +167,7 @@ class ProofLeader:
                 outcome = CheckOutcome("failed", measured, expected, "give all nodes the same image and driver")
                 self._nodes.report(Result(PRESENT, f"node{node}", outcome, 0.0))
 
-    def _place(self) -> CheckPlace:
+    def _place(self, port: int) -> CheckPlace:
         """Return all devices of the nodes that are here, in the order of their ranks."""
         present = [entry for _, entry in sorted(self._devices.items()) if entry[0] in (0, *self._links)]
         address = next((link.own_address for link in self._links.values()), CheckPlace.master_addr)
@@ -174,7 +175,7 @@ class ProofLeader:
             kind=self._nodes.kind,
             devices=tuple(device for _, device in present),
             rank=0,
-            master_port=free_port(),
+            master_port=port,
             master_addr=address,
             nodes=tuple(node for node, _ in present),
         )

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,7 @@ from trainer.shared.container import oom_kills
 from trainer.shared.errors import NO_RETRY, RESUMABLE, FolderTakenError, NoRetryError, TrainerError
 from trainer.shared.files import AGAIN, with_home
 from trainer.supervisor import Failure, Outcome, Supervisor
-from trainer.topology.ports import free_port
+from trainer.topology.ports import listen_on_free_port, port_of
 
 _HOUR_S = 3600.0
 
@@ -112,6 +113,8 @@ class _Pod:
         self._limit = RestartLimit(0 if starter.topology.source == "torchrun" else attempt.config.restarts)
         self._record: Mapping[str, Any] = {}
         self._told: set[str] = set()
+        self._listener: socket.socket | None = None
+        """Where the workers of the next attempt meet, for the process of rank 0."""
         self.rendezvous = _rendezvous(attempt, starter, supervisor)
 
     def run(self) -> Outcome:
@@ -200,19 +203,21 @@ class _Pod:
         self._tell_history()
         environment, kills = self._starter.environment, oom_kills()
         evidence = begin_evidence(attempt.run, attempt.number, topology.node_rank, environment=environment)
-        commands = [
-            worker_command(
-                worker,
-                topology,
-                attempt,
-                device=self._device,
-                command=self._starter.command,
-                affinity=self._starter.affinity,
-                console=self._console,
-            )
-            for worker in topology.workers
-        ]
-        outcome = self._supervisor.run(commands, grace_s=attempt.config.grace_s, peers=self.rendezvous)
+        with self._listener or contextlib.nullcontext() as listener:
+            commands = [
+                worker_command(
+                    worker,
+                    topology,
+                    attempt,
+                    device=self._device,
+                    command=self._starter.command,
+                    affinity=self._starter.affinity,
+                    console=self._console,
+                    listener=None if listener is None else listener.fileno(),
+                )
+                for worker in topology.workers
+            ]
+            outcome = self._supervisor.run(commands, grace_s=attempt.config.grace_s, peers=self.rendezvous)
         self._keep({**record, **end_record(attempt.run, outcome)})
         self._tell_history()
         if outcome.exit_code not in {0, RESUMABLE, FolderTakenError.exit_code}:
@@ -260,7 +265,7 @@ class _Pod:
     def _begin_first(self, _cause: str) -> Meeting:
         """Return the attempt that has begun."""
         topology = self._starter.topology
-        port = topology.master_port if isinstance(self.rendezvous, SingleNode) else free_port()
+        port = self._hold_port(topology.master_port)
         token = self._attempt.lease.token
         return Meeting(self._attempt.number, topology.master_addr, port, lock_token=token)
 
@@ -278,9 +283,16 @@ class _Pod:
             self._supervisor.say(f"no restart: {error}")
             return None
         # No process of the crashed attempt can meet the new ones at another port.
-        port = self._attempt.config.master_port if isinstance(self.rendezvous, SingleNode) else None
+        port = self._hold_port(self._attempt.config.master_port)
         address, checkpoint = self._starter.topology.master_addr, _place(attempt)
-        return Meeting(attempt.number, address, port or free_port(), checkpoint, cause, attempt.lease.token)
+        return Meeting(attempt.number, address, port, checkpoint, cause, attempt.lease.token)
+
+    def _hold_port(self, given: int | None) -> int:
+        """Return the port at which the workers meet: a given one on a single node, else a free one, which is held."""
+        if self._starter.topology.world_size == 1 or (given and isinstance(self.rendezvous, SingleNode)):
+            return given or 0
+        self._listener = listen_on_free_port()
+        return port_of(self._listener)
 
     def _follow(self, meeting: Meeting, checkpoint: Path | None) -> None:
         """Take over what the first node has decided."""

@@ -23,6 +23,7 @@ def worker_command(
     command: Sequence[str],
     affinity: str = EVENLY,
     console: int | None = None,
+    listener: int | None = None,
 ) -> WorkerCommand:
     """Return how to start one worker: unbuffered, so that a crash keeps its last words.
 
@@ -31,8 +32,11 @@ def worker_command(
         command: The command line that started the run, for its provenance.
         affinity: CPU_AFFINITY_CONF on this node; empty for none.
         console: The attempt whose console file gets the lines, if it is an earlier one in the same container.
+        listener: For rank 0, the descriptor of a socket that listens on the port; None if torch opens one.
     """
     run = attempt.run
+    if worker.rank != 0:
+        listener = None
     processors = max(1, usable_processors() // _processes(topology))
     workers = min(MOST_LOADERS, processors) if attempt.config.workers is None else attempt.config.workers
     config = attempt.config.model_copy(update={"workers": workers})
@@ -45,6 +49,7 @@ def worker_command(
         world_size=topology.world_size,
         local_world_size=_processes(topology),
         master_port=topology.master_port,
+        listener=listener,
         command=tuple(command),
         attempt=attempt.number,
         checkpoint=attempt.checkpoint,
@@ -70,6 +75,7 @@ def worker_command(
         log=console_log(run, worker.rank, attempt=console or attempt.number),
         check_owner=attempt.lease.check,
         stops_later=attempt.steps_before_stop,
+        pass_fds=() if listener is None else (listener,),
     )
 
 

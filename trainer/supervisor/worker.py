@@ -34,6 +34,7 @@ class WorkerCommand:
         argv: The command line. Python needs `-u` in it: without it, output just before a kill is lost.
         log: The file for the worker's tagged lines; its folder must exist.
         stops_later: A SIGTERM waits until the worker unblocks it, and does not end one that has not begun.
+        pass_fds: Descriptors of this process that the worker inherits.
         check_owner: Raises a TrainerError if this folder belongs to another run by now.
     """
 
@@ -44,6 +45,7 @@ class WorkerCommand:
     log: Path
     check_owner: Callable[[], None] = lambda: None
     stops_later: bool = False
+    pass_fds: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"rank={self.rank} device={self.device}"
@@ -76,6 +78,7 @@ class WorkerProcess:
                     stdin=subprocess.PIPE,
                     stdout=their_end,
                     stderr=their_end,
+                    pass_fds=command.pass_fds,
                     start_new_session=True,
                 )
             if self._process.stdin is not None:

@@ -20,7 +20,7 @@ from trainer.shared.config import TrainConfig
 from trainer.shared.config.layers import flag_name
 from trainer.shared.errors import UsageError
 from trainer.topology.addresses import LOOPBACKS, loopback
-from trainer.topology.ports import check_port_is_free, free_port
+from trainer.topology.ports import check_port_is_free
 from trainer.topology.visible import Visible
 
 MOUNTED_RANK_TABLE = Path("/user/serverid/devindex/config/hccl.json")  # MindCluster's convention
@@ -46,6 +46,7 @@ class Topology:
     workers: tuple[Worker, ...]
     master_addr: str
     master_port: int
+    """0 on a single node to which none is given: a free one is chosen when workers start."""
     rank_table: Path | None
     """A regular file for RANK_TABLE_FILE: HCCL does not read the symlink that a ConfigMap volume holds."""
     source: Literal["rank table", "torchrun", "AscendJob", "options"]
@@ -279,7 +280,7 @@ def _consecutive(node_rank: int, local: int, visible: Visible) -> tuple[Worker, 
 
 def _port(config: TrainConfig, address: str, *, nodes: int, hosts_rank_0: bool) -> int:
     if config.master_port is None and nodes == 1:
-        return free_port()
+        return 0
     port = config.master_port or DEFAULT_PORT
     if hosts_rank_0:
         check_port_is_free(port, address)

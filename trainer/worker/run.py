@@ -95,6 +95,7 @@ def run_worker(task: WorkerTask, samples: "SimpleQueue[bytes | None]") -> tuple[
         world_size=task.world_size,
         master_port=task.master_port,
         stall_timeout_s=config.stall_timeout_s,
+        listener=task.listener,
     )
     watchdog = make_watchdog(task)
     watchdog.start()

@@ -26,6 +26,8 @@ class WorkerTask:
     local_world_size: int = 1
     """Processes on this node."""
     master_port: int = 0
+    listener: int | None = None
+    """For rank 0, the descriptor of a socket that listens on `master_port` already; None if torch opens one."""
     command: tuple[str, ...] = ()
     """The command line that started the run, for its provenance."""
     attempt: int = 1

@@ -132,6 +132,19 @@ def test_a_free_port_is_never_one_on_which_a_process_listens(tmp_path: Path) -> 
         assert ports.free_port(lowest=taken, ephemeral=ephemeral) != taken
 
 
+def test_a_held_port_cannot_be_taken_before_its_process_answers() -> None:
+    with ports.listen_on_free_port() as listener:
+        port = ports.port_of(listener)
+        for address in ("", "127.0.0.1"):
+            with pytest.raises(OSError, match="in use"):
+                socket.create_server((address, port))
+        with socket.create_connection(("127.0.0.1", port)) as early:
+            early.sendall(b"hello")
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(5) == b"hello"
+
+
 def test_torchruns_port_is_not_checked_because_its_agent_may_hold_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as agent:
         port = str(agent.getsockname()[1])
@@ -452,9 +465,8 @@ def test_a_taken_port_is_refused_only_where_rank_0_will_listen(tmp_path: Path) -
     assert topology(tmp_path, master_port=port).master_port == port
 
 
-def test_a_single_node_gets_a_free_port(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", topology(tmp_path).master_port)) as store:
-        assert store.getsockname()[0] == "127.0.0.1"
+def test_a_single_node_leaves_the_choice_of_a_port_to_the_start_of_its_workers(tmp_path: Path) -> None:
+    assert topology(tmp_path).master_port == 0
 
 
 def fake_dev(tmp_path: Path, *names: str) -> Path:

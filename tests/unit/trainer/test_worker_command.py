@@ -117,6 +117,16 @@ def test_threads_and_loaders_share_the_processors_that_the_container_can_use(
     assert (command.env["OMP_NUM_THREADS"], task.config.workers) == expected
 
 
+def test_only_rank_0_inherits_the_socket_at_which_all_meet(tmp_path: Path) -> None:
+    workers = (Worker(0, 0, 0), Worker(1, 1, 1))
+    topology = Topology(2, 1, 0, workers, "127.0.0.1", 29500, None, "options")
+    attempt = Attempt(TrainConfig(), tmp_path, 1, None, Lease(tmp_path, ""))
+    commands = [worker_command(one, topology, attempt, device="cpu", command=(), listener=7) for one in workers]
+    listeners = [WorkerTask.from_json(command.env[TASK_VARIABLE]).listener for command in commands]
+    assert [command.pass_fds for command in commands] == [(7,), ()]
+    assert listeners == [7, None]
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "abc", "4,", "4,0", "2.5", "1e1", "\u0661", "99999", "4;2"])
 def test_a_number_of_threads_that_openmp_ignores_is_refused_before_anything_is_created(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str
