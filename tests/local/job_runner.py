@@ -23,7 +23,7 @@ def say(rank, text, skip=0):
     tag = f"rank {rank} cpu:{rank}" if rank is not None else "node 0"
     print(f"[{tag} #{counts[rank]}] {text}", flush=True)
 def wait_for_file(name):
-    deadline = time.monotonic() + 60  # no test leaves a program behind
+    deadline = time.monotonic() + 600  # no test leaves a program behind
     while not Path(name).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
 """

@@ -31,7 +31,7 @@ sys.exit(outcome.exit_code)
 WAIT_FOR_FILE = "import pathlib, time\nwhile not pathlib.Path({!r}).exists(): time.sleep(.01)\n"
 # The supervisor starts a worker with the signal blocked.
 UNBLOCK_SIGUSR1 = "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})\n"
-# A worker that ignores SIGTERM.
+# A worker that ignores SIGTERM. Workers that sleep for 1,000 s, longer than a test may last, must be stopped.
 IGNORE_SIGTERM = (
     "import pathlib, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     "pathlib.Path({!r}).write_text('1')\ntime.sleep(1000)"

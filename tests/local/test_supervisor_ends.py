@@ -25,12 +25,12 @@ def is_gone(pid: int) -> bool:
 def test_a_grandchild_that_keeps_the_pipe_open_does_not_delay_the_exit_and_does_not_survive(
     supervisors: SupervisorRunner,
 ) -> None:
-    pid = supervisors.folder / "pid"
+    pid, said = supervisors.folder / "pid", str(supervisors.folder / "said")
     script = (
-        "import pathlib, subprocess\n"
-        "child = subprocess.Popen(['sh', '-c', 'echo from the child; exec sleep 1000'])\n"
-        f"pathlib.Path({str(pid)!r}).write_text(str(child.pid))\n"
-        "import time; time.sleep(.2); print('done')"
+        "import subprocess\n"
+        f"child = subprocess.Popen(['sh', '-c', 'echo from the child; touch {said}; exec sleep 1000'])\n"
+        f"{WAIT_FOR_FILE.format(said)}"
+        f"pathlib.Path({str(pid)!r}).write_text(str(child.pid)); print('done')"
     )
     result = supervisors.run(script)
     assert result.exit_code == 0

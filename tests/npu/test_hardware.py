@@ -28,6 +28,7 @@ def test_an_npu_smi_that_hangs_changes_no_figure_of_a_run_and_does_not_outlive_i
         f'case "$*" in info) cat {DATA / "npu-smi-24.1.rc3-a2.txt"};; "info -t topo") cat {DATA / TOPOLOGY};; '
         f"*) cat {DATA / 'npu-smi-ecc-26.0.txt'};; esac"
     )
+    # From the fourth call on it hangs: it sleeps longer than the test may last.
     script.write_text(f"#!/bin/sh\necho $$ >> {pids}\n[ $(wc -l < {pids}) -gt 3 ] && exec sleep 1000\n{answer}\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     environ = {**os.environ, **npus, "PATH": f"{tmp_path}:{os.environ['PATH']}"}

@@ -198,10 +198,10 @@ def test_a_watch_that_is_refused_midway_closes_its_connection_while_its_error_li
                 Selector(PODS),
                 changes.release,
             )
-            assert changes.acquire(timeout=30), "the list"
-            assert changes.acquire(timeout=30), "the refusal"
+            assert changes.acquire(timeout=300), "the list"
+            assert changes.acquire(timeout=300), "the refusal"
             assert isinstance(reflector.error, ApiError)
-            assert closed.wait(30)
+            assert closed.wait(300)
         finally:
             gc.enable()
 

@@ -12,6 +12,7 @@ from trainer.proof.check import WAITING, CheckOutcome, Context
 
 PASSED = CheckOutcome("passed", "as it should be", figures={"speed": 2.0, "nothing": float("nan")})
 FOR_EVER = "import time; time.sleep(1000)"
+"""Longer than a test may last, as the other sleeps of 1,000 s: the runner must kill the process."""
 _opened: list[str] = []
 
 

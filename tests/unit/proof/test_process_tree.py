@@ -13,6 +13,7 @@ import pytest
 from trainer.proof.process_tree import kill_tree
 
 WORKERS = 20
+# Each process sleeps longer than a test may last: it must be killed.
 LEADER = """
 import os, signal, subprocess, sys, threading
 sleep = ["sleep", "1000"]

@@ -93,6 +93,7 @@ def test_ranges_are_the_containers_processors_next_to_each_npu(
 
 @pytest.mark.parametrize(
     "script",
+    # One hangs: it sleeps longer than a test may last.
     ["exit 1", f"cat {DATA}/npu-smi-topo-24.1.rc1-a2.txt; exit 1", "exec cat /dev/zero", "exec sleep 1000", "kill $$"],
 )
 def test_an_npu_smi_that_fails_or_hangs_leaves_the_even_division(

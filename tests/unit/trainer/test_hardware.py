@@ -31,6 +31,7 @@ from trainer.topology import Topology, Visible, Worker
 DATA = Path(__file__).parents[2] / "data" / "environment"
 TABLE = "npu-smi-24.1.rc3-a2.txt"
 HANG = "sleep 1000"
+"""It must be killed: it lasts longer than a test may."""
 
 Script = Callable[[str], NpuSmiProgram]
 
