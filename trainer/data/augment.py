@@ -4,8 +4,9 @@ Crop, resize and flip run in the loader on uint8; normalisation runs on the devi
 the bus. Training and evaluation share one resize rule (antialiased), because a network trained on one and tested
 on another loses accuracy for no reason.
 
-_Crop and resize give the bits of torchvision's v2 transforms, but do not need them: torchvision imports torch._dynamo,
-which takes half as long as the import of torch. Only the further augmentations are torchvision's.
+Crop and resize give the bits of torchvision's v2 transforms, but do not need them: torchvision imports torch._dynamo,
+which takes half as long as the import of torch. Only the further augmentations are torchvision's. On x86 without AVX2
+the bits are other ones: there torchvision resizes bilinear in float32, and a value can differ by 1 (seen in a tenth).
 """
 
 import hashlib
