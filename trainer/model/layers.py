@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor, nn
 
-from trainer.model.onednn import depthwise, pointwise_dilation, takes_strips
+from trainer.model.onednn import depthwise, pointwise, pointwise_dilation, takes_products, takes_strips
 
 Padding = Literal["exact", "seed"]
 PADDINGS: tuple[Padding, ...] = get_args(Padding)
@@ -57,6 +57,8 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Conv2d
         """Convolve, by the faster kernel of a CPU."""
+        if self.stride == (1, 1) and takes_products(input, self.weight):
+            return pointwise(input, self.weight)
         dilation = pointwise_dilation(input, self.weight)
         return F.conv2d(input, self.weight, self.bias, self.stride, dilation=dilation)
 
@@ -106,11 +108,13 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Conv2d
         """Convolve; at an even side start two pixels early and drop the first line, which moves the grid by one."""
-        if self.stride == (1, 1) and takes_strips(input, self.weight):
-            return depthwise(input, self.weight)
         rows, columns = ((side + 1) % 2 * self.shifts_even_sides for side in input.shape[2:])
         half = self.kernel_size[0] // 2
-        y = F.conv2d(input, self.weight, None, self.stride, (half + rows, half + columns), groups=self.groups)
+        padding = half + rows, half + columns
+        if takes_strips(input, self.weight):
+            y = depthwise(input, self.weight, self.stride[0], padding)
+        else:
+            y = F.conv2d(input, self.weight, None, self.stride, padding, groups=self.groups)
         return F.pad(y, (-columns, 0, -rows, 0)) if rows or columns else y
 
 

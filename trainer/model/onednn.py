@@ -1,4 +1,4 @@
-"""oneDNN, torch's library of convolutions on a CPU: where it can be called directly, and two gaps in what it does.
+"""oneDNN, torch's library of convolutions on a CPU: where it can be called directly, and three gaps in what it does.
 
 Wide depthwise weights: oneDNN 3.12 (torch 2.14.1) has a depthwise kernel for the gradient of weights of at most three
 columns; it computes a wider one as a dense convolution of 16 channels, which is 16 times the work. The columns of the
@@ -8,7 +8,11 @@ time, and the sums are the same in another order.
 One thread: with one thread and fewer than 16 images, torch gives a 1x1 convolution to a matrix product instead, which
 takes twice the time. It asks only oneDNN if the convolution is dilated, and a dilation of one pixel moves nothing.
 
-`python -m benchmarks.model_step` measures both.
+Many channels: a convolution puts its weight into oneDNN's order, and the weight's gradient out of it, at each step. A
+1x1 convolution of an NHWC map is a product of matrices, which oneDNN reads as they lie; of wide weights its products
+take two thirds of the time of the convolution's gradients.
+
+`python -m benchmarks.model_step` measures all three.
 """
 
 from typing import Any
@@ -26,8 +30,14 @@ STRIPS = {5: (3, 2), 7: (2, 3, 2)}
 """Columns of each strip by the width of the weight. A strip of three in the middle reads the map without a copy."""
 FEWEST_CHANNELS = 48
 """Of a map that is worth strips; below it, more operators cost more than the kernel saves."""
+WIDE = 864
+"""Channels into a 1x1 convolution from which products of matrices are the faster gradients."""
+SMALL_MAP = 512
+"""Pixels of all images below which a product is the faster forward pass too: they pay for the order of a weight."""
 FEWEST_POINTWISE = 24
 """Channels in and out of a 1x1 convolution in which oneDNN is faster than the matrix product."""
+DILATION = 2
+"""Of a 1x1 convolution for which torch is to ask oneDNN."""
 FEWEST_IMAGES = 16
 """From which torch asks oneDNN also with one thread (ConvParams::use_mkldnn in its Convolution.cpp)."""
 
@@ -47,7 +57,19 @@ def pointwise_dilation(x: Tensor, weight: Tensor) -> int:
     # Maps in NCHW, which an NPU has, keep torch's own kernels: losses of NPUs and CPUs can be compared bit for bit.
     # Also with several threads, with which torch asks oneDNN anyway: a compiled network cannot look at their number.
     gains = x.shape[0] < FEWEST_IMAGES and min(weight.shape[:2]) >= FEWEST_POINTWISE
-    return 2 if gains and has_onednn(x) and _trains(weight) and is_channels_last(x) else 1
+    return DILATION if gains and has_onednn(x) and _trains(weight) and is_channels_last(x) else 1
+
+
+def takes_products(x: Tensor, weight: Tensor) -> bool:
+    """Return whether `pointwise` is faster for this map than a convolution; compiled networks keep the convolution."""
+    return (
+        weight.shape[1] >= WIDE
+        and CAPABILITY == "AVX512"  # not measured on others
+        and not torch.compiler.is_compiling()
+        and has_onednn(x)
+        and _trains(weight)
+        and is_channels_last(x)
+    )
 
 
 def takes_strips(x: Tensor, weight: Tensor) -> bool:
@@ -67,55 +89,101 @@ def _trains(weight: Tensor) -> bool:
     return weight.requires_grad and torch.is_grad_enabled()
 
 
-def depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve (N, C, H, W) by (C, 1, k, k), stride 1, padded SAME; the weight's gradient is computed in strips."""
-    y: Tensor = _Depthwise.apply(x, weight)
+def pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve (N, in, H, W) in NHWC by (out, in, 1, 1); the gradients are products of matrices."""
+    y: Tensor = _Pointwise.apply(x, weight)
     return y
 
 
-class _Depthwise(torch.autograd.Function):
+class _Pointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
+        if x.shape[0] * x.shape[2] * x.shape[3] < SMALL_MAP:
+            return _as_map(_product(_pixels(x), weight.flatten(1)), x)
+        return F.conv2d(x, weight, dilation=DILATION)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
         x, weight = ctx.saved_tensors
-        half = weight.shape[-1] // 2
-        of_x = _gradients(gradient, x, weight, half, half)[0] if ctx.needs_input_grad[0] else None
-        return of_x, _of_weight(gradient, x, weight)
+        pixels = _pixels(gradient)
+        of_x = _as_map(_product(pixels, weight.flatten(1).t()), x) if ctx.needs_input_grad[0] else None
+        return of_x, _product(pixels.t(), _pixels(x).t()).view(weight.shape)
 
 
-def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return (rows, in) times the transpose of (out, in), by the operator that torch's compiler has for it on a CPU."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return y
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """Return (N, C, H, W) as (N * H * W, C), a view of NHWC."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _as_map(pixels: Tensor, like: Tensor) -> Tensor:
+    images, _, height, width = like.shape
+    return pixels.view(images, height, width, -1).permute(0, 3, 1, 2)
+
+
+def depthwise(x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
+    """Convolve (N, C, H, W) by (C, 1, k, k) with rows and columns of zeros on each side; train the weight in strips."""
+    y: Tensor = _Depthwise.apply(x, weight, stride, padding)
+    return y
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, None, stride, padding, groups=x.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = _gradients(gradient, x, weight, ctx.stride, ctx.padding)[0]
+        return of_x, _of_weight(gradient, x, weight, ctx.stride, ctx.padding), None, None
+
+
+def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
     """Return the gradient of the weight, strip by strip."""
-    kernel, width = weight.shape[-1], x.shape[3]
-    half = kernel // 2
+    kernel, (rows, columns) = weight.shape[-1], padding
+    below, right = (
+        stride * (out - 1) + kernel - before - side
+        for out, before, side in zip(gradient.shape[2:], padding, x.shape[2:], strict=True)
+    )
     strips, column = [], 0
-    for columns in STRIPS[kernel]:
-        left, right = half - column, column + columns - 1 - half  # columns of zeros that the strip reads on each side
-        if left == right:
-            read, padding = x, left
+    for width in STRIPS[kernel]:
+        # Lines of zeros that the strip reads on each side; lines that it leaves out if they are fewer than none.
+        around = columns - column, right + column + width - kernel
+        if stride == 2:  # oneDNN has kernels for maps that bring their zeros along, as most strips must anyway
+            read, zeros = F.pad(x, (*around, rows, below)), (0, 0)
+        elif around[0] == around[1]:
+            read, zeros = x, (rows, around[0])
         else:
-            read, padding = F.pad(x[..., max(-left, 0) : width + min(right, 0)], (max(left, 0), max(right, 0))), 0
-        strip = weight.narrow(3, column, columns)
-        strips.append(_gradients(gradient, read, strip, half, padding, of_weight=True)[1])
-        column += columns
+            read, zeros = F.pad(x, around), (rows, 0)
+        strips.append(_gradients(gradient, read, weight.narrow(3, column, width), stride, zeros, of_weight=True)[1])
+        column += width
     return torch.cat(strips, 3)
 
 
 def _gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, rows: int, columns: int, *, of_weight: bool = False
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], *, of_weight: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradient of the map, or of the weight, of a depthwise convolution padded by `rows` and `columns`."""
+    """Return the gradient of the map, or of the weight, of a depthwise convolution."""
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
         gradient,
         x,
         weight,
         None,
-        (1, 1),
-        (rows, columns),
+        (stride, stride),
+        padding,
         (1, 1),
         False,
         (0, 0),

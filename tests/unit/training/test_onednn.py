@@ -1,5 +1,6 @@
 """Convolutions that oneDNN computes fast only if they are asked for in another way: the same values, by its kernels."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch pro
 from torch import Tensor
 
 from trainer.model import onednn
-from trainer.model.layers import DepthwiseConv2d, PointwiseConv2d
+from trainer.model.join import is_channels_last
+from trainer.model.layers import PADDINGS, DepthwiseConv2d, Padding, PointwiseConv2d
 
 CHANNELS = onednn.FEWEST_CHANNELS
 
@@ -22,15 +24,19 @@ def _images(height: int, width: int, channels: int = CHANNELS) -> Tensor:
 
 @pytest.mark.parametrize("kernel", onednn.STRIPS)
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (8, 9), (3, 11), (42, 42), (21, 8)])
-def test_strips_have_the_gradients_of_the_whole_convolution(kernel: int, height: int, width: int) -> None:
+@pytest.mark.parametrize(("stride", "more"), [(1, 0), (2, 0), (2, 1)])
+def test_strips_have_the_gradients_of_the_whole_convolution(
+    kernel: int, height: int, width: int, stride: int, more: int
+) -> None:
+    padding = kernel // 2 + more, kernel // 2 + more  # one more in maps of even sides
     x = _images(height, width).requires_grad_()
     weight = torch.randn(CHANNELS, 1, kernel, kernel, requires_grad=True)
-    factors = torch.randn(2, CHANNELS, height, width)
-    y = onednn.depthwise(x, weight)
+    y = onednn.depthwise(x, weight, stride, padding)
+    factors = torch.randn(y.shape)
     y.backward(factors.to(memory_format=torch.channels_last))
 
     exact_x, exact_weight = (one.detach().double().requires_grad_() for one in (x, weight))
-    exact = F.conv2d(exact_x, exact_weight, padding=kernel // 2, groups=CHANNELS)
+    exact = F.conv2d(exact_x, exact_weight, None, stride, padding, groups=CHANNELS)
     exact.backward(factors.double())
     for ours, theirs in ((y, exact), (x.grad, exact_x.grad), (weight.grad, exact_weight.grad)):
         assert ours is not None
@@ -38,11 +44,38 @@ def test_strips_have_the_gradients_of_the_whole_convolution(kernel: int, height:
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("side", [8, 9])
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_a_strided_layer_has_the_gradients_of_its_exact_self(
+    monkeypatch: pytest.MonkeyPatch, side: int, padding: Padding
+) -> None:
+    monkeypatch.setattr(onednn, "CAPABILITY", "AVX512")
+    layer = DepthwiseConv2d(CHANNELS, 5, 2, padding)
+    exact = copy.deepcopy(layer).double()
+    x = _images(side, side)
+    y, exact_y = layer(x), exact(x.double())
+    assert "_Depthwise" in _history(y)
+    assert "_Depthwise" not in _history(exact_y)
+    factors = torch.randn(y.shape)
+    y.backward(factors)
+    exact_y.backward(factors.double())
+    torch.testing.assert_close(y.double(), exact_y, rtol=1e-4, atol=1e-4)
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-4)
+
+
+def _history(y: Tensor) -> str:
+    """Return the names of the last two operators whose gradients `y` has; a crop may be the last."""
+    last = y.grad_fn
+    assert last is not None
+    return f"{last} {last.next_functions[0][0]}"
+
+
 @pytest.mark.parametrize("kernel", onednn.STRIPS)
 def test_a_map_that_needs_no_gradient_gets_none(kernel: int) -> None:
     x = _images(9, 9)
     weight = torch.randn(CHANNELS, 1, kernel, kernel, requires_grad=True)
-    onednn.depthwise(x, weight).sum().backward()
+    onednn.depthwise(x, weight, 1, (kernel // 2, kernel // 2)).sum().backward()
     assert x.grad is None
     assert weight.grad is not None
 
@@ -91,6 +124,44 @@ def test_a_1x1_convolution_is_dilated_only_where_torch_would_not_ask_onednn(
         assert onednn.pointwise_dilation(x, layer.weight) == 1
 
 
+@pytest.mark.parametrize("side", [11, 17])  # one with fewer pixels than a small map has, one with more
+@pytest.mark.parametrize("reads_nchw", [False, True])
+def test_products_have_the_gradients_of_the_convolution(side: int, reads_nchw: bool) -> None:
+    x = _images(side, side, onednn.WIDE).requires_grad_()
+    weight = torch.randn(30, onednn.WIDE, 1, 1, requires_grad=True)
+    assert (x.numel() // onednn.WIDE < onednn.SMALL_MAP) is (side == 11)
+    factors = torch.randn(2, 30, side, side)
+    y = onednn.pointwise(x, weight)
+    assert is_channels_last(y)
+    y.backward(factors if reads_nchw else factors.to(memory_format=torch.channels_last))
+
+    exact_x, exact_weight = (one.detach().double().requires_grad_() for one in (x, weight))
+    exact = F.conv2d(exact_x, exact_weight)
+    exact.backward(factors.double())
+    for ours, theirs in ((y, exact), (x.grad, exact_x.grad), (weight.grad, exact_weight.grad)):
+        assert ours is not None
+        assert theirs is not None
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("channels", "stride", "products"),
+    [(onednn.WIDE, 1, True), (onednn.WIDE - 1, 1, False), (onednn.WIDE, 2, False)],
+)
+def test_only_wide_weights_are_trained_by_products(
+    monkeypatch: pytest.MonkeyPatch, channels: int, stride: int, products: bool
+) -> None:
+    monkeypatch.setattr(onednn, "CAPABILITY", "AVX512")
+    x = _images(5, 5, channels)
+    layer = PointwiseConv2d(channels, 30, stride)
+    assert ("_Pointwise" in str(layer(x).grad_fn)) is products
+    assert "_Pointwise" not in str(layer(x.contiguous()).grad_fn)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, stride=stride), rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(onednn, "CAPABILITY", "AVX2")
+    assert not onednn.takes_products(x, layer.weight)
+
+
 def test_onednn_computes_what_torch_would_not_have_asked_it_for() -> None:
     program = """
 import torch
@@ -101,7 +172,9 @@ x = torch.randn(2, 64, 9, 9).to(memory_format=torch.channels_last).requires_grad
 PointwiseConv2d(64, 64)(x).sum().backward()
 print("strips")
 for kernel in onednn.STRIPS:
-    onednn.depthwise(x, torch.randn(64, 1, kernel, kernel, requires_grad=True)).sum().backward()
+    for stride, padding in ((1, kernel // 2), (2, kernel // 2), (2, kernel // 2 + 1)):
+        weight = torch.randn(64, 1, kernel, kernel, requires_grad=True)
+        onednn.depthwise(x, weight, stride, (padding, padding)).sum().backward()
 """
     environ = os.environ | {"ONEDNN_VERBOSE": "profile_exec"}
     output = subprocess.run([sys.executable, "-c", program], env=environ, check=True, capture_output=True, text=True)
@@ -111,5 +184,5 @@ for kernel in onednn.STRIPS:
     )
     assert len(pointwise) == 3, output.stdout  # forward, and the gradients of map and weight
     of_weights = [line for line in strips if ",backward_weights," in line]
-    assert len(of_weights) == sum(map(len, onednn.STRIPS.values()))
+    assert len(of_weights) == 3 * sum(map(len, onednn.STRIPS.values()))
     assert all(",jit_dw:" in line for line in of_weights), output.stdout
