@@ -109,7 +109,8 @@ class _Pointwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         pixels = _pixels(gradient)
         of_x = _as_map(_product(pixels, weight.flatten(1).t()), x) if ctx.needs_input_grad[0] else None
-        return of_x, _product(pixels.t(), _pixels(x).t()).view(weight.shape)
+        # With the strides of its weight: DistributedDataParallel copies any other gradient.
+        return of_x, _product(pixels.t(), _pixels(x).t()).as_strided(weight.shape, weight.stride())
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
