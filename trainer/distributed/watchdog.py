@@ -52,7 +52,8 @@ class Watchdog:
         self._threads: list[threading.Thread] = []
         self._board: ActivityBoard | None = None
         if world_size > 1 and store_address is not None:
-            every_s = min(REPORT_S, timeout_s / 4)
+            # A waiting rank reads reports only in the second half of the limit, in which a silent one must miss three.
+            every_s = min(REPORT_S, timeout_s / 8)
             self._board = ActivityBoard(rank=rank, world_size=world_size, address=store_address, every_s=every_s)
         # The rank that is the cause must print its line first.
         head_start_s = 0.0 if self._board is None else min(30.0, max(3.0, timeout_s / 10))

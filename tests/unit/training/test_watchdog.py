@@ -2,10 +2,19 @@
 
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
-from trainer.distributed.activity import BETWEEN, Activity, Peer, decode_report, encode_report, stall_line
+from trainer.distributed.activity import (
+    BETWEEN,
+    MISSED_REPORTS,
+    Activity,
+    Peer,
+    decode_report,
+    encode_report,
+    stall_line,
+)
 from trainer.distributed.compilation import CompilerClock
 from trainer.distributed.watchdog import Watchdog
 from trainer.supervisor import blames_a_peer
@@ -65,6 +74,14 @@ def test_the_readers_clock_decides_whether_a_rank_is_silent() -> None:
     assert (early.silent, str(early.activity), early.waited_s) == (False, str(DATA), 7)
     late = decode_report(1, text, unchanged_s=16, overdue_s=15, now=0)
     assert (late.silent, late.silent_s) == (True, 16)
+
+
+@pytest.mark.parametrize("timeout_s", [1, 5, 15, 20, 40, 900])
+def test_a_peer_counts_as_silent_before_the_limit_ends(timeout_s: float) -> None:
+    with mock.patch("trainer.distributed.watchdog.ActivityBoard") as board:
+        Watchdog(rank=0, device="cpu:0", world_size=2, timeout_s=timeout_s, store_address=("127.0.0.1", 1))
+    # The first report that a rank reads can be one interval old already.
+    assert (MISSED_REPORTS + 1) * board.call_args.kwargs["every_s"] <= timeout_s / 2
 
 
 def test_a_rank_between_activities_counts_as_busy() -> None:
