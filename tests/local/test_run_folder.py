@@ -15,6 +15,8 @@ from tests.local.conftest import small_options, train
 from tests.local.resumable_runs import BackgroundTrainer
 
 LONG = ("--epochs", "1000", "--log-interval", "1")
+LONG_EPOCH = ("--batch-size", "2", "--lr", "0.001")
+"""No checkpoint is due for many seconds. At the usual learning rate such small batches would diverge by then."""
 
 
 @contextmanager
@@ -40,7 +42,8 @@ def test_a_second_run_in_a_folder_is_refused_and_the_next_one_continues_after_a_
     digits: Path, tmp_path: Path
 ) -> None:
     short = small_options("--resume", "auto", "--epochs", "1", "--steps", "2")
-    with _training(tmp_path, digits) as owner:
+    train(tmp_path, "--version")  # has torch imported by the process that forks trainers
+    with _training(tmp_path, digits, *LONG_EPOCH) as owner:
         lock = json.loads((tmp_path / "run" / "run.lock").read_text())
         second = train(tmp_path, *short, data=digits)
         assert second.code == 6
@@ -64,9 +67,8 @@ def test_a_second_run_in_a_folder_is_refused_and_the_next_one_continues_after_a_
 def test_an_owner_that_has_lost_its_folder_ends_at_once_and_writes_no_more(
     digits: Path, tmp_path: Path, removed: bool
 ) -> None:
-    # Small batches make the epoch longer than the five seconds after which the owner looks at its lock: no checkpoint
-    # is due before. At the usual learning rate they would diverge by then.
-    with _training(tmp_path, digits, "--batch-size", "2", "--lr", "0.001") as owner:
+    # The epoch is longer than the five seconds after which the owner looks at its lock.
+    with _training(tmp_path, digits, *LONG_EPOCH) as owner:
         lock = tmp_path / "run" / "run.lock"
         other_lock = json.dumps({**json.loads(lock.read_text()), "host": "other-node", "token": "another"})
         if removed:
