@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,8 @@ from trainer.model.join import is_channels_last
 from trainer.model.layers import PADDINGS, DepthwiseConv2d, Padding, PointwiseConv2d
 
 CHANNELS = onednn.FEWEST_CHANNELS
+DILATED = re.compile(r"_ih\d+oh\d+kh\d+sh\d+dh[1-9]")
+"""In a line about a convolution that oneDNN has executed; it counts dilation from 0."""
 
 
 def _images(height: int, width: int, channels: int = CHANNELS) -> Tensor:
@@ -162,27 +165,46 @@ def test_only_wide_weights_are_trained_by_products(
     assert not onednn.takes_products(x, layer.weight)
 
 
-def test_onednn_computes_what_torch_would_not_have_asked_it_for() -> None:
-    program = """
+EXECUTED = """
 import torch
 from trainer.model import onednn
-from trainer.model.layers import PointwiseConv2d
+from trainer.model.layers import DepthwiseConv2d, PointwiseConv2d
 torch.set_num_threads(1)
-x = torch.randn(2, 64, 9, 9).to(memory_format=torch.channels_last).requires_grad_()
-PointwiseConv2d(64, 64)(x).sum().backward()
-print("strips")
-for kernel in onednn.STRIPS:
-    for stride, padding in ((1, kernel // 2), (2, kernel // 2), (2, kernel // 2 + 1)):
-        weight = torch.randn(64, 1, kernel, kernel, requires_grad=True)
-        onednn.depthwise(x, weight, stride, (padding, padding)).sum().backward()
+wide = [
+    (DepthwiseConv2d(64, kernel, stride, "exact"), side)
+    for kernel in onednn.STRIPS
+    for stride, side in ((1, 9), (2, 9), (2, 10))
+]
+for layer, side in [(PointwiseConv2d(64, 64), 9), *wide]:
+    x = torch.randn(2, 64, side, side).to(memory_format=torch.channels_last).requires_grad_()
+    kernel = layer.kernel_size[0]
+    print("layer", kernel, onednn.has_onednn(x), onednn.takes_strips(x, layer.weight), flush=True)
+    layer(x).sum().backward()
 """
+"""Prints the product's decisions about each layer, and, with ONEDNN_VERBOSE, the convolutions that oneDNN executes."""
+
+
+@pytest.mark.parametrize("capability", [None, "default"], ids=["this processor", "one without vectors"])
+def test_onednn_computes_what_torch_would_not_have_asked_it_for_where_its_kernels_were_measured(
+    capability: str | None,
+) -> None:
     environ = os.environ | {"ONEDNN_VERBOSE": "profile_exec"}
-    output = subprocess.run([sys.executable, "-c", program], env=environ, check=True, capture_output=True, text=True)
-    pointwise, strips = (
-        [line for line in part.splitlines() if ",exec,cpu,convolution," in line]
-        for part in output.stdout.split("strips\n")
-    )
-    assert len(pointwise) == 3, output.stdout  # forward, and the gradients of map and weight
-    of_weights = [line for line in strips if ",backward_weights," in line]
-    assert len(of_weights) == 3 * sum(map(len, onednn.STRIPS.values()))
-    assert all(",jit_dw:" in line for line in of_weights), output.stdout
+    if capability:
+        environ["ATEN_CPU_CAPABILITY"] = capability
+    output = subprocess.run([sys.executable, "-c", EXECUTED], env=environ, check=True, capture_output=True, text=True)
+    _, *parts = output.stdout.split("layer ")
+    assert len(parts) == 1 + 3 * len(onednn.STRIPS)
+    for part in parts:
+        decisions, *lines = part.splitlines()
+        kernel, has_onednn, takes_strips = decisions.split()
+        assert not (capability and "True" in (has_onednn, takes_strips))
+        executed = [line for line in lines if ",exec,cpu,convolution," in line]
+        of_weights = [line for line in executed if ",backward_weights," in line]
+        dilated = [line for line in executed if DILATED.search(line)]
+        if kernel == "1":  # forward, and the gradients of map and weight
+            assert len(dilated) == (3 if has_onednn == "True" else 0), part
+        elif takes_strips == "True":
+            assert len(of_weights) == len(onednn.STRIPS[int(kernel)]), part
+            assert all(",jit_dw:" in line for line in of_weights), part
+        else:
+            assert len(of_weights) <= 1, part
