@@ -6,7 +6,8 @@ gradient are separate sums, so that a wide one can be computed in strips: 5x5 an
 time, and the sums are the same in another order.
 
 One thread: with one thread and fewer than 16 images, torch gives a 1x1 convolution to a matrix product instead, which
-takes twice the time. It asks only oneDNN if the convolution is dilated, and a dilation of one pixel moves nothing.
+takes twice the time. It asks only oneDNN if the convolution is dilated, and a dilation of one pixel moves nothing. With
+a stride of 2 torch asks oneDNN anyway.
 
 Many channels: a convolution puts its weight into oneDNN's order, and the weight's gradient out of it, at each step. A
 1x1 convolution of an NHWC map is a product of matrices, which oneDNN reads as they lie; of wide weights its products
@@ -53,7 +54,7 @@ def has_onednn(x: Tensor) -> bool:
 
 
 def pointwise_dilation(x: Tensor, weight: Tensor) -> int:
-    """Return the dilation with which a 1x1 convolution of this map trains fastest; each gives the same function."""
+    """Return the dilation with which a 1x1 convolution of stride 1 trains fastest; each gives the same function."""
     # Maps in NCHW, which an NPU has, keep torch's own kernels: losses of NPUs and CPUs can be compared bit for bit.
     # Also with several threads, with which torch asks oneDNN anyway: a compiled network cannot look at their number.
     gains = x.shape[0] < FEWEST_IMAGES and min(weight.shape[:2]) >= FEWEST_POINTWISE

@@ -175,10 +175,10 @@ wide = [
     for kernel in onednn.STRIPS
     for stride, side in ((1, 9), (2, 9), (2, 10))
 ]
-for layer, side in [(PointwiseConv2d(64, 64), 9), *wide]:
+for layer, side in [(PointwiseConv2d(64, 64), 9), (PointwiseConv2d(64, 64, 2), 9), *wide]:
     x = torch.randn(2, 64, side, side).to(memory_format=torch.channels_last).requires_grad_()
-    kernel = layer.kernel_size[0]
-    print("layer", kernel, onednn.has_onednn(x), onednn.takes_strips(x, layer.weight), flush=True)
+    kernel, stride = layer.kernel_size[0], layer.stride[0]
+    print("layer", kernel, stride, onednn.has_onednn(x), onednn.takes_strips(x, layer.weight), flush=True)
     layer(x).sum().backward()
 """
 """Prints the product's decisions about each layer, and, with ONEDNN_VERBOSE, the convolutions that oneDNN executes."""
@@ -193,16 +193,17 @@ def test_onednn_computes_what_torch_would_not_have_asked_it_for_where_its_kernel
         environ["ATEN_CPU_CAPABILITY"] = capability
     output = subprocess.run([sys.executable, "-c", EXECUTED], env=environ, check=True, capture_output=True, text=True)
     _, *parts = output.stdout.split("layer ")
-    assert len(parts) == 1 + 3 * len(onednn.STRIPS)
+    assert len(parts) == 2 + 3 * len(onednn.STRIPS)
     for part in parts:
         decisions, *lines = part.splitlines()
-        kernel, has_onednn, takes_strips = decisions.split()
+        kernel, stride, has_onednn, takes_strips = decisions.split()
         assert not (capability and "True" in (has_onednn, takes_strips))
         executed = [line for line in lines if ",exec,cpu,convolution," in line]
         of_weights = [line for line in executed if ",backward_weights," in line]
         dilated = [line for line in executed if DILATED.search(line)]
         if kernel == "1":  # forward, and the gradients of map and weight
-            assert len(dilated) == (3 if has_onednn == "True" else 0), part
+            assert len(dilated) == (3 if has_onednn == "True" and stride == "1" else 0), part
+            assert len(executed) == 3 or has_onednn == "False", part
         elif takes_strips == "True":
             assert len(of_weights) == len(onednn.STRIPS[int(kernel)]), part
             assert all(",jit_dw:" in line for line in of_weights), part
