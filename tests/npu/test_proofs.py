@@ -29,7 +29,9 @@ BAD = ("failed", "unfinished")
 DEVICE_CHECKS = ("open", "exact-arithmetic", "rounded-arithmetic", "repeatable-kernels", "overflow", "memory")
 TOGETHER = ("link-speed", "all-reduce", "all-reduce-speed")
 SPEED_CHECKS = ("matmul-speed", "copy-speed", *TOGETHER)
-RUNS = ("fp32-losses", "fp16-losses", "bf16-losses", "o2-losses", "skipped-step", "captured-step", "data-parallel")
+CAPTURED = ("captured-step", *(f"captured-{one}" for one in ("fp32", "fp16", "bf16", "o2", "parallel")))
+RUNS = ("fp32-losses", "fp16-losses", "bf16-losses", "o2-losses", "skipped-step", *CAPTURED, "data-parallel")
+PARALLEL = ("data-parallel", "captured-parallel")
 RESUMED_RUNS = ("kill-and-resume", "stop-and-resume")
 COMPUTING = ("rounded-arithmetic", "repeatable-kernels", "overflow", *RUNS, *RESUMED_RUNS)
 WITHOUT_EMULATION = ("versions", "processors")
@@ -127,7 +129,7 @@ CONDITIONS = (
         "repeatable-kernels",
         ("npu:0",),
         "pass 2 in fp32: ",
-        also=("captured-step", *RESUMED_RUNS),
+        also=(*CAPTURED, *RESUMED_RUNS),
     ),
     Condition(
         "arithmetic that saturates silently",
@@ -143,7 +145,7 @@ CONDITIONS = (
         "all-reduce",
         ("npu:0 npu:1",),
         "npu:1 did not arrive: ",
-        also=(*TOGETHER, "data-parallel"),
+        also=(*TOGETHER, *PARALLEL),
         limits={**dict.fromkeys(TOGETHER, 10.0), "data-parallel": 30.0},
     ),
     Condition(
@@ -152,7 +154,7 @@ CONDITIONS = (
         "all-reduce-speed",
         ("npu:0 npu:1",),
         "npu:1 did not arrive: ",
-        also=(*TOGETHER, "data-parallel"),
+        also=(*TOGETHER, *PARALLEL),
         limits={**dict.fromkeys(TOGETHER, 10.0), "data-parallel": 30.0},
     ),
     Condition(
@@ -161,7 +163,7 @@ CONDITIONS = (
         "all-reduce",
         ("npu:0 npu:1",),
         "npu:0: RuntimeError: HcclAllReduce:",
-        also=(*TOGETHER, "data-parallel"),
+        also=(*TOGETHER, *PARALLEL),
     ),
     Condition(
         "a part that is lost in the 9th collective",
@@ -169,7 +171,7 @@ CONDITIONS = (
         "all-reduce",
         ("npu:0 npu:1",),
         "the part of npu:1 is missing: ",
-        also=("data-parallel",),
+        also=PARALLEL,
     ),
     Condition(
         "a slow link",
@@ -250,6 +252,7 @@ CONDITIONS = (
         "captured-step",
         ("npu:1",),
         "not the eager run's bits: its losses differ from step ",
+        also=CAPTURED,
     ),
     Condition(
         "no log of CANN's in a file",
