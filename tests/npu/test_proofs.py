@@ -146,7 +146,7 @@ CONDITIONS = (
         ("npu:0 npu:1",),
         "npu:1 did not arrive: ",
         also=(*TOGETHER, *PARALLEL),
-        limits={**dict.fromkeys(TOGETHER, 10.0), "data-parallel": 30.0},
+        limits={**dict.fromkeys(TOGETHER, 10.0), **dict.fromkeys(PARALLEL, 30.0)},
     ),
     Condition(
         "a hang in a timed collective",
@@ -155,7 +155,7 @@ CONDITIONS = (
         ("npu:0 npu:1",),
         "npu:1 did not arrive: ",
         also=(*TOGETHER, *PARALLEL),
-        limits={**dict.fromkeys(TOGETHER, 10.0), "data-parallel": 30.0},
+        limits={**dict.fromkeys(TOGETHER, 10.0), **dict.fromkeys(PARALLEL, 30.0)},
     ),
     Condition(
         "a device that fails at the 5th collective",
