@@ -197,7 +197,13 @@ def in_turns(
     return times
 
 
-CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward", "mkldnn::_convolution_pointwise")
+CONVOLUTIONS = (
+    "aten::convolution",
+    "aten::convolution_backward",
+    "mkldnn::_convolution_pointwise",
+    "mkldnn::_linear_pointwise",  # of wide 1x1 weights
+)
+"""The operators in torch's profile that compute convolutions and their gradients."""
 
 
 def _floor(

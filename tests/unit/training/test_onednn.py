@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor
 
+from benchmarks.model_step import CONVOLUTIONS
 from trainer.model import onednn
 from trainer.model.join import is_channels_last
 from trainer.model.layers import PADDINGS, DepthwiseConv2d, Padding, PointwiseConv2d
@@ -163,6 +164,26 @@ def test_only_wide_weights_are_trained_by_products(
         torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, stride=stride), rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(onednn, "CAPABILITY", "AVX2")
     assert not onednn.takes_products(x, layer.weight)
+
+
+@pytest.mark.parametrize(
+    ("layer", "side", "calls"),
+    [
+        (PointwiseConv2d(onednn.WIDE, 30), 5, 3),  # forward, and each gradient
+        (PointwiseConv2d(onednn.WIDE, 30), 17, 3),
+        (PointwiseConv2d(onednn.WIDE, 30, 2), 5, 2),  # both gradients at once
+        (DepthwiseConv2d(CHANNELS, 5, 1, "exact"), 9, 4),  # two strips
+    ],
+    ids=["wide, small map", "wide", "wide, strided", "strips"],
+)
+def test_a_benchmark_finds_all_kernels_of_a_convolution_for_its_floor(
+    monkeypatch: pytest.MonkeyPatch, layer: torch.nn.Conv2d, side: int, calls: int
+) -> None:
+    monkeypatch.setattr(onednn, "CAPABILITY", "AVX512")
+    x = _images(side, side, layer.in_channels).requires_grad_()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        layer(x).sum().backward()
+    assert sum(event.count for event in profile.key_averages() if event.key in CONVOLUTIONS) == calls
 
 
 EXECUTED = """
