@@ -42,14 +42,18 @@ def _work(rank: int, world_size: int, listener: socket.socket, folder: Path) -> 
     port = port_of(listener)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
+    inherited = None if rank else listener.detach()
+    if inherited is not None:
+        os.set_inheritable(inherited, True)  # as a worker finds it
     group = join_process_group(
         open_device("cpu"),
         rank=rank,
         world_size=world_size,
         master_port=port,
         stall_timeout_s=900,
-        listener=None if rank else listener.detach(),
+        listener=inherited,
     )
+    assert inherited is None or not os.get_inheritable(inherited), "a program that rank 0 starts would hold the port"
     for task in (_gradients, _statistics, _sum):
         task(rank, world_size, folder)
     leave_process_group(group)

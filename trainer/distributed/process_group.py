@@ -65,6 +65,7 @@ def _serve(port: int, listener: int) -> object:
     All stores of a process with `multi_tenant` share one server for each port. The store that torch makes for a process
     group is one of them (`_create_c10d_store` in torch/distributed/rendezvous.py).
     """
+    os.set_inheritable(listener, False)  # libraries start programs without closing descriptors
     return dist.TCPStore(  # type: ignore[attr-defined]  # documented, but not exported as a type checker asks for
         os.environ["MASTER_ADDR"],
         port,
