@@ -27,21 +27,21 @@ A row `its floor` is measured in the same run. The other figures of this section
 with torch 2.14.1 and oneDNN 3.12, from torch's profiler and `ONEDNN_VERBOSE=profile_exec`.
 
 - A training step is convolutions for three quarters, and timm has the same ones. Their 1x1 forward passes and gradients
-  of maps run at 470 to 500 GFLOP/s of about 515, the gradients of weights at 370. Weights are put into oneDNN's order,
-  and their gradients out of it, at each step: 60 of 1,220 ms, by copies that torch does not let a program keep. Batch
-  norms (70 ms) and the optimizer (27 ms) are limited by memory. Paid and stayed: gradients of wide depthwise weights in
-  strips (0.91 to 0.88 of timm's step), gradients of wide 1x1 weights by products of matrices (0.57 to 0.53 with one
-  thread, CPU time), 1x1 convolutions by oneDNN with one thread too (0.56). Paid nothing and went: huge pages, matrix
-  products of MKL (half the rate), gradients of depthwise maps by forward convolutions.
+  of maps run at 430 to 480 GFLOP/s of about 515, the gradients of weights of 216 and 432 channels at 220 to 400: maps
+  come from memory. Of 1,217 ms by the profiler, 302 are no convolutions: batch norms (84), sums (43), copies and zeros
+  around strips (49), the optimizer (27), ReLUs (30), pools (22) are limited by memory, the rest is Python and dispatch.
+  Paid and stayed: gradients of wide depthwise weights in strips (0.91 to 0.88 of timm's step), strided ones too, and
+  gradients of wide 1x1 weights by products of matrices (0.88 to 0.83; with one thread 0.57 to 0.53 of the CPU time),
+  1x1 convolutions by oneDNN with one thread too. Paid nothing and went: huge pages, matrix products of MKL (half the
+  rate), products for narrower weights, gradients of depthwise maps by forward convolutions.
 - An evaluation is convolutions for four fifths, and only these already take longer than the bar. Paid and stayed:
   folded batch norms, 1x1 weights in oneDNN's order once. Paid 1 % or nothing and went: depthwise weights in that
   order, a ReLU within the convolution before it. Not tried: a sum within a convolution; all sums are 2 % of the time.
-- Packed images from this disk: a folder has no delay there that a pack could save, two cores decode photos nearly all
-  of the time, and both ratios lie near the bar. In the run before, digits had 1.04 and photos 0.938.
 
-Of the bars that are met, one is not in each run: the log's 99th percentile through the whole command had a median of
-1.4 times `kubectl logs` in the run before; the cause is not known. A compiled step takes as long as one without a
-compiler (1.33 and 1.31 s, in two runs): `--compile` is no gain on this CPU, and has not run on a GPU.
+Of the bars that are met, two are near their limits, and were missed in an earlier run: the log's 99th percentile
+through the whole command (a median of 1.4 times `kubectl logs`; the cause is not known), and packed photos from this
+disk (0.938 in five turns: two cores decode them nearly all of the time, and there is no delay that a pack could save).
+A compiled step takes as long as one without a compiler: `--compile` is no gain on this CPU, and has not run on a GPU.
 """
 
 
