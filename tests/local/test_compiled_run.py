@@ -8,6 +8,10 @@ from tests.local.conftest import TrainerResult, train
 from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, expected_bit_exact, recipe
 
 AUX = ("--aux", "tf")
+COMPILATION_S = 3000
+"""Of a run with its compilation: a minute or two of one processor, of which a test on a busy machine gets little."""
+
+pytestmark = pytest.mark.timeout(COMPILATION_S + 600)
 
 
 def _losses(run: TrainerResult) -> list[float]:
@@ -20,7 +24,7 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one_and_continues_bit_for_bit
 ) -> None:
     eager = train(tmp_path, *recipe(*AUX), data=few_digits, name="eager")
     # The later starts find the kernels of the first one in torch's cache.
-    whole = train(tmp_path, *recipe(*AUX, "--compile"), data=few_digits, name="whole")
+    whole = train(tmp_path, *recipe(*AUX, "--compile"), data=few_digits, name="whole", timeout_s=COMPILATION_S)
     # Compiled kernels round otherwise, as another layout in memory does, and each step multiplies the difference.
     assert _losses(whole)[:2] == pytest.approx(_losses(eager)[:2], rel=1e-4)
     killed = BackgroundTrainer(tmp_path, few_digits, *AUX, "--compile", name="killed")
@@ -37,6 +41,6 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one_and_continues_bit_for_bit
 def test_two_compiled_ranks_have_the_losses_of_eager_ones(tmp_path: Path, few_digits: Path) -> None:
     options = recipe(*AUX, "--npus", "2", "--epochs", "1", "--steps", "2", "--log-interval", "1")
     eager = train(tmp_path, *options, data=few_digits, name="eager")
-    compiled = train(tmp_path, *options, "--compile", data=few_digits, name="compiled")
+    compiled = train(tmp_path, *options, "--compile", data=few_digits, name="compiled", timeout_s=COMPILATION_S)
     assert [line["compile"] for rank in (0, 1) for line in compiled.events("start", rank)] == ["on", "on"]
     assert _losses(compiled) == pytest.approx(_losses(eager), rel=1e-4)
