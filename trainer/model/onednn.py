@@ -58,7 +58,7 @@ def pointwise_dilation(x: Tensor, weight: Tensor) -> int:
     # Maps in NCHW, which an NPU has, keep torch's own kernels: losses of NPUs and CPUs can be compared bit for bit.
     # Also with several threads, with which torch asks oneDNN anyway: a compiled network cannot look at their number.
     gains = x.shape[0] < FEWEST_IMAGES and min(weight.shape[:2]) >= FEWEST_POINTWISE
-    return DILATION if gains and has_onednn(x) and _trains(weight) and is_channels_last(x) else 1
+    return DILATION if gains and _trains_in_nhwc(x, weight) else 1
 
 
 def takes_products(x: Tensor, weight: Tensor) -> bool:
@@ -67,27 +67,24 @@ def takes_products(x: Tensor, weight: Tensor) -> bool:
         weight.shape[1] >= WIDE
         and CAPABILITY == "AVX512"  # not measured on others
         and not torch.compiler.is_compiling()
-        and has_onednn(x)
-        and _trains(weight)
-        and is_channels_last(x)
+        and _trains_in_nhwc(x, weight)
     )
 
 
 def takes_strips(x: Tensor, weight: Tensor) -> bool:
     """Return whether `depthwise` is faster for this map than torch's own convolution, whose gradient it splits."""
     return (
-        has_onednn(x)
-        and _trains(weight)
-        and weight.shape[-1] in STRIPS
+        weight.shape[-1] in STRIPS
         and x.shape[1] >= FEWEST_CHANNELS
         and x.shape[3] >= weight.shape[-1]
         and CAPABILITY == "AVX512"  # with AVX2, strips of 5x5 gain nothing
-        and is_channels_last(x)
+        and _trains_in_nhwc(x, weight)
     )
 
 
-def _trains(weight: Tensor) -> bool:
-    return weight.requires_grad and torch.is_grad_enabled()
+def _trains_in_nhwc(x: Tensor, weight: Tensor) -> bool:
+    """Return whether oneDNN trains this weight, on a map in the layout for which the ways here were measured."""
+    return weight.requires_grad and torch.is_grad_enabled() and has_onednn(x) and is_channels_last(x)
 
 
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def read(log: Any, stop: StopSignal, *, lasts_s: float, stuck_s: float = 0.5) ->
 
 def test_a_silent_job_has_time_for_its_last_lines() -> None:
     def late() -> Iterator[LogPiece]:
-        time.sleep(2.2)
+        time.sleep(2.2)  # until after the end of the job, but before the follower gives up
         yield LINE
 
     # A busy machine can be more than a second late.
